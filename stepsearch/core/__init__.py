@@ -1,0 +1,1 @@
+"""Core types: no torch, no ray, no pymoo, no pandas."""

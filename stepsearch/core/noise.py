@@ -1,0 +1,35 @@
+"""Counter-based noise: what image j gets depends on (seed, j) and on nothing else."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def generator(*counter: int) -> np.random.Generator:
+    """An independent stream for a tuple of up to four non-negative integers, e.g. (seed, step).
+
+    The last two go to the key of Philox and the others to the high words of its counter, so
+    streams never overlap in the first 2**64 draws.
+    """
+    if not 1 <= len(counter) <= 4:
+        raise ValueError(f"a stream is named by 1 to 4 integers, got {counter}")
+    words = [0, 0, 0, 0, *counter][-4:]
+    return np.random.Generator(np.random.Philox(key=words[2:], counter=[0, 0, *words[:2]]))
+
+
+def image_noise(
+    seed: int, first_image: int, shape: tuple[int, ...], draw: int = 0
+) -> NDArray[np.float32]:
+    """Standard normal noise of images first_image .. first_image + shape[0] - 1.
+
+    Args:
+        seed: the evaluation's seed.
+        first_image: number of the first image of this batch.
+        shape: (B, ...), B images of any shape.
+        draw: 0 for the starting noise, step + 1 for noise that a stochastic solver adds.
+    """
+    rows = (
+        generator(draw, seed, first_image + i).standard_normal(shape[1:]) for i in range(shape[0])
+    )
+    return np.stack(list(rows)).astype(np.float32)

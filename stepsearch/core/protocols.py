@@ -1,0 +1,136 @@
+"""What the layers ask of each other; every implementation lives in one file of its package."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from stepsearch.core.errors import SpaceError
+from stepsearch.core.process import Process, get_process
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+    from stepsearch.core.schedule import Call, Stage, StepSchedule
+    from stepsearch.core.trial import Failure, Measurement
+
+Genome = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class NetCard:
+    """All that is known of a network without loading it."""
+
+    name: str
+    sha256: str  # of the weights file
+    family: str
+    process: str
+    image_shape: tuple[int, ...]  # (C, H, W); (D,) for a network of vectors
+    widths: tuple[float, ...]  # ascending
+    flops: tuple[float, ...]  # per image and call, at each of `widths`; one multiply-add is 2
+    arch: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    training: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    @property
+    def key(self) -> str:
+        """Name in schedules; retraining changes it."""
+        return f"{self.name}@{self.sha256[:8]}"
+
+    @property
+    def diffusion(self) -> Process:
+        """The forward process that the network was trained for."""
+        return get_process(self.process)
+
+    def check_width(self, width: float) -> float:
+        """The offered width equal to `width`; SpaceError lists what is offered."""
+        for offered in self.widths:
+            if abs(offered - width) < 1e-9:
+                return offered
+        known = ", ".join(f"{w:g}" for w in self.widths)
+        raise SpaceError(
+            f"width {width:g} is not offered by network '{self.name}' (it offers {known})"
+        )
+
+    def gflops(self, width: float) -> float:
+        """Cost of one call on one image, in GFLOPs."""
+        return self.flops[self.widths.index(self.check_width(width))] / 1e9
+
+    def to_json(self) -> str:
+        """Readable JSON, inverse of `from_json`."""
+        return json.dumps(asdict(self), indent=2, sort_keys=True) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> NetCard:
+        """Read a card; ValueError or KeyError or TypeError where the text is no card."""
+        data = json.loads(text)
+        for name in ("image_shape", "widths", "flops"):
+            data[name] = tuple(data[name])
+        return cls(**data)
+
+
+class Net(Protocol):
+    """What a solver sees: one parameterisation, adapted once at the boundary."""
+
+    card: NetCard
+
+    def eps(
+        self, x: Tensor, level: float, *, width: float = 1.0, cond: Tensor | None = None
+    ) -> Tensor:
+        """Predicted noise of x = alpha (x0 + level eps); same shape and dtype as `x`."""
+
+
+@dataclass(frozen=True, slots=True)
+class SolverState:
+    """All that a solver carries from step to step; cut anywhere and continue bit for bit."""
+
+    x: Tensor
+    buffer: tuple[Tensor, ...] = ()
+
+
+class Solver(Protocol):
+    """An integrator in plan/step form; step i makes call i of the stage."""
+
+    def nodes(self, n_calls: int, **args: Any) -> int:
+        """Nodes of the fine grid, without the end node, that give `n_calls` network calls."""
+
+    def plan(self, levels: Sequence[float], n_calls: int, **args: Any) -> tuple[Call, ...]:
+        """The calls on a grid whose last entry is the end; SpaceError for bad arguments."""
+
+    def step(
+        self, net: Net, stage: Stage, state: SolverState, i: int, noise: Callable[[], Tensor]
+    ) -> SolverState:
+        """Advance over call i; `noise()` draws fresh noise where a solver is stochastic."""
+
+
+class FeatureExtractor(Protocol):
+    """Maps images to the vectors whose Gaussian statistics a Frechet distance compares."""
+
+    name: str
+    dim: int
+    sha256: str  # of whatever fixes its output
+
+    def __call__(self, images: Tensor) -> np.ndarray:
+        """(B, C, H, W) uint8 -> (B, dim) float32."""
+
+
+class Algorithm(Protocol):
+    """Proposes genomes; knows nothing of networks, workers or files."""
+
+    def ask(self) -> list[Genome]:
+        """The next generation's new genomes; empty when the space is exhausted."""
+
+    def tell(self, values: Sequence[tuple[float, ...] | None]) -> None:
+        """Objective values in ask order; None marks a failed trial."""
+
+
+class Executor(Protocol):
+    """Runs schedules somewhere and yields each result as it is finished."""
+
+    def map(self, schedules: Iterable[StepSchedule]) -> Iterator[tuple[str, Measurement | Failure]]:
+        """(key, result) once per schedule, in any order."""
+
+    def close(self) -> None:
+        """Release workers; safe to call twice."""

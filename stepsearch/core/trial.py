@@ -1,0 +1,138 @@
+"""Trials: what was measured of a schedule, and the columns that a reader of CSV sees."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from stepsearch.core.schedule import run_length
+from stepsearch.core.space import Candidate
+
+COLUMNS = [
+    "trial_id",
+    "key",
+    "generation",
+    "state",
+    "rank",
+    "is_pareto",
+    "fid",
+    "fid_se",
+    "gflops_per_image",
+    "nfe",
+    "latency_ms",
+    "supernet",
+    "immiscible_batch",
+    "solver",
+    "pfdiff_k",
+    "pfdiff_l",
+    "grid",
+    "relay_start",
+    "guidance",
+    "widths",
+    "mean_width",
+    "n_samples",
+    "seed",
+    "metric_id",
+    "seconds",
+    "started_at",
+    "error",
+]
+TIME_COLUMNS = (
+    "latency_ms",
+    "seconds",
+    "started_at",
+)  # the only ones that two equal runs differ in
+COMPLETE, FAILED = "COMPLETE", "FAIL"
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """A scored schedule; `values` maps objective and diagnostic names to finite numbers."""
+
+    values: Mapping[str, float] = field(hash=False)
+    n_samples: int
+    seed: int
+    metric_id: str
+    seconds: float
+    started_at: str  # UTC, ISO 8601
+
+    def __post_init__(self) -> None:
+        bad = {k: v for k, v in self.values.items() if not math.isfinite(v)}
+        if bad:
+            raise ValueError(f"objectives must be finite, got {bad}")
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A schedule that could not be scored after `attempts` tries."""
+
+    error: str
+    attempts: int
+    seconds: float = 0.0
+    started_at: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One schedule of one run with its result, numbered in the order of asking."""
+
+    trial_id: int
+    generation: int
+    key: str
+    schedule: str  # StepSchedule.to_json()
+    candidate: Candidate
+    call_widths: tuple[float, ...]
+    result: Measurement | Failure
+
+    @property
+    def complete(self) -> bool:
+        """True where there is a measurement."""
+        return isinstance(self.result, Measurement)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON data, inverse of `from_dict`."""
+        data = asdict(self)
+        data["state"] = COMPLETE if self.complete else FAILED
+        return data
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Trial:
+        """Read a journal entry; KeyError, TypeError or ValueError where it is not one."""
+        fields = dict(data)
+        kind = Measurement if fields.pop("state") == COMPLETE else Failure
+        fields["result"] = kind(**fields["result"])
+        fields["candidate"] = Candidate.from_dict(fields["candidate"])
+        fields["call_widths"] = tuple(fields["call_widths"])
+        return cls(**fields)
+
+    def row(self, rank: int | None) -> dict[str, Any]:
+        """The trial's line of trials.csv; what does not apply is None."""
+        c, r = self.candidate, self.result
+        args = c.solver_args if c.solver == "pfdiff" else {}
+        row: dict[str, Any] = dict.fromkeys(COLUMNS)
+        row |= {
+            "trial_id": self.trial_id,
+            "key": self.key,
+            "generation": self.generation,
+            "state": COMPLETE if self.complete else FAILED,
+            "rank": rank,
+            "is_pareto": rank == 0,
+            "nfe": len(self.call_widths),
+            "supernet": c.supernet,
+            "solver": c.solver,
+            "pfdiff_k": args.get("k"),
+            "pfdiff_l": args.get("l"),
+            "grid": c.grid,
+            "widths": run_length(self.call_widths),
+            "mean_width": sum(self.call_widths) / len(self.call_widths),
+            "seconds": r.seconds,
+            "started_at": r.started_at,
+        }
+        if isinstance(r, Measurement):
+            row |= {name: r.values.get(name) for name in ("fid", "fid_se", "gflops_per_image")}
+            row |= {"n_samples": r.n_samples, "seed": r.seed, "metric_id": r.metric_id}
+        else:
+            row["error"] = r.error
+        return row

@@ -1,0 +1,106 @@
+"""Networks on disk: weights as safetensors, beside them a JSON card; and as a solver sees them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from stepsearch.core.errors import ConfigError
+from stepsearch.core.files import write_atomic
+from stepsearch.core.protocols import Net, NetCard
+from stepsearch.nets.families import FAMILIES
+
+
+class EpsNet:
+    """A noise-predicting module trained on whole times, seen as a Net."""
+
+    def __init__(self, card: NetCard, module: nn.Module) -> None:
+        self.card = card
+        self._module = module.eval().requires_grad_(False)
+        self._plain: dict[float, nn.Module] = {}
+
+    def eps(
+        self, x: Tensor, level: float, *, width: float = 1.0, cond: Tensor | None = None
+    ) -> Tensor:
+        """Predicted noise (B, C, H, W) at the trained time nearest to `level`."""
+        if cond is not None:
+            raise ConfigError(f"network '{self.card.name}' is unconditional; leave cond out")
+        width = self.card.check_width(width)
+        if width not in self._plain:
+            plain = self._module.subnet(width).eval().requires_grad_(False)
+            self._plain[width] = plain.to(memory_format=torch.channels_last)
+        time = self.card.diffusion.time_at(level)
+        with torch.no_grad():
+            return self._plain[width](x, torch.full((len(x),), time, device=x.device))
+
+
+def count_flops(module: nn.Module, image_shape: tuple[int, ...], width: float) -> float:
+    """FLOPs of one image and one call at `width`, counted on the meta device.
+
+    On a CPU torch counts attention as zero, hence meta. One multiply-add is 2 FLOPs.
+    """
+    x, time = torch.empty(1, *image_shape, device="meta"), torch.zeros(1, device="meta")
+    with torch.device("meta"):
+        plain = module.to("meta").subnet(width).to("meta")
+        with FlopCounterMode(display=False) as counter:
+            plain(x, time)
+    return float(counter.get_total_flops())
+
+
+def file_sha256(path: Path) -> str:
+    """Hash of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def save_net(path: Path, card: NetCard, weights: Mapping[str, Tensor]) -> NetCard:
+    """Write weights to `path` and the card beside it, both atomically; returns the hashed card."""
+    data = save({k: v.detach().cpu().contiguous() for k, v in weights.items()})
+    fields = json.loads(card.to_json()) | {"sha256": hashlib.sha256(data).hexdigest()}
+    hashed = NetCard.from_json(json.dumps(fields))
+    write_atomic(path, data)
+    write_atomic(path.with_suffix(".json"), hashed.to_json().encode())
+    return hashed
+
+
+def load_card(path: str | os.PathLike[str]) -> NetCard:
+    """The card beside a weights file (or named itself), its hash checked against the weights."""
+    card_path, weights = Path(path).with_suffix(".json"), Path(path).with_suffix(".safetensors")
+    for file in (card_path, weights):
+        if not file.is_file():
+            raise ConfigError(f"{file}: no such file; train the network again")
+    try:
+        card = NetCard.from_json(card_path.read_text(encoding="utf-8"))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{card_path}: not a network card ({type(error).__name__}: {error}); train again"
+        ) from None
+    found = file_sha256(weights)
+    if found != card.sha256:
+        raise ConfigError(
+            f"{weights}: sha256 is {found[:12]}..., its card says {card.sha256[:12]}...; "
+            f"restore the file or delete both and train again"
+        )
+    return card
+
+
+def load_net(path: str | os.PathLike[str], *, device: str = "cpu") -> Net:
+    """The network at `path` (weights or card); ConfigError where hash or weights do not fit."""
+    card = load_card(path)
+    module = FAMILIES[card.family].build(card.arch, card.image_shape, card.widths)
+    weights = Path(path).with_suffix(".safetensors")
+    try:
+        module.load_state_dict(load_file(weights))
+    except (SafetensorError, RuntimeError) as error:
+        first = str(error).strip().splitlines()[-1].strip()
+        raise ConfigError(f"{weights}: does not fit its card ({first}); train again") from None
+    return EpsNet(card, module.to(device))

@@ -1,0 +1,1 @@
+"""Training of supernets, and the data they are trained on."""

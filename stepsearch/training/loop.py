@@ -1,0 +1,180 @@
+"""Supernet training by the sandwich rule, resumable to the bit on a CPU.
+
+Every random number of a step is drawn from a stream named by (seed, step), so nothing but weights,
+moments and the step number is state.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from stepsearch.core.errors import ConfigError
+from stepsearch.core.files import write_atomic
+from stepsearch.core.noise import generator
+from stepsearch.core.process import Process
+
+EPOCHS, STEPS = 0, 1  # streams: order of the images, and everything drawn inside a step
+
+OnStep = Callable[[int, Mapping[float, float]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainConfig:
+    """One training run; `steps` optimiser steps of `batch` images at three widths each."""
+
+    steps: int
+    batch: int = 128
+    learning_rate: float = 1e-3  # peak; linear warm-up, then cosine to a tenth
+    warmup: int = 100  # steps
+    ema: float = 0.999  # cap of the averaging decay
+    grad_clip: float = 1.0  # global L2 norm
+    seed: int = 0
+    checkpoint_every: int = 500  # steps
+
+    def rate(self, step: int) -> float:
+        """Learning rate of `step`, counted from 0."""
+        if step < self.warmup:
+            return self.learning_rate * (step + 1) / self.warmup
+        done = (step - self.warmup) / max(1, self.steps - self.warmup)
+        return self.learning_rate * (0.1 + 0.45 * (1 + math.cos(math.pi * done)))
+
+    def decay(self, step: int) -> float:
+        """EMA decay with warm-up, so that early weights are forgotten: min(ema, (1+s)/(10+s))."""
+        return min(self.ema, (1 + step) / (10 + step))
+
+
+def sandwich_widths(widths: Sequence[float], rng: np.random.Generator) -> tuple[float, ...]:
+    """Widest, narrowest and one random width between (Yu & Huang 2019, arXiv:1903.05134)."""
+    ordered = sorted(widths)
+    between = ordered[1:-1]
+    middle = [between[rng.integers(len(between))]] if between else []
+    return tuple(dict.fromkeys([ordered[-1], ordered[0], *middle]))
+
+
+def train_supernet(
+    module: nn.Module,
+    images: np.ndarray,
+    widths: Sequence[float],
+    process: Process,
+    config: TrainConfig,
+    *,
+    checkpoint: Path,
+    on_step: OnStep,
+    device: str = "cpu",
+) -> dict[str, Tensor]:
+    """Train noise prediction (Ho et al. 2020, eq. 14) at many widths; returns the EMA weights.
+
+    Args:
+        images: uint8, (N, C, H, W).
+        checkpoint: written every `checkpoint_every` steps; training continues from it if it is
+            there and removes it at the end.
+        on_step: called after every step with the step's number from 1 and its loss per width.
+    """
+    if len(images) < config.batch:
+        raise ConfigError(f"train.batch: {config.batch} exceeds the {len(images)} images")
+    module.train().to(device, memory_format=torch.channels_last)
+    data = torch.from_numpy(images)
+    alpha_bar = torch.tensor(
+        [process.alpha(process.level_at(t)) ** 2 for t in range(int(process.last_time) + 1)],
+        dtype=torch.float32,
+    )
+    optimizer = torch.optim.Adam(module.parameters(), lr=config.learning_rate, fused=True)
+    ema = {k: v.detach().clone() for k, v in module.state_dict().items()}
+    first = _restore(checkpoint, module, ema, optimizer)
+    for step in range(first, config.steps):
+        x0 = data[_batch(len(data), step, config)].float() / 127.5 - 1
+        losses = _step(module, optimizer, x0.to(device), step, widths, alpha_bar.to(device), config)
+        decay = config.decay(step)
+        with torch.no_grad():
+            for name, value in module.state_dict().items():
+                ema[name].lerp_(value, 1 - decay)
+        on_step(step + 1, losses)
+        if (step + 1) % config.checkpoint_every == 0 and step + 1 < config.steps:
+            _save(checkpoint, module, ema, optimizer, step + 1)
+    checkpoint.unlink(missing_ok=True)
+    return ema
+
+
+def _step(
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    x0: Tensor,
+    step: int,
+    widths: Sequence[float],
+    alpha_bar: Tensor,
+    config: TrainConfig,
+) -> dict[float, float]:
+    rng = generator(STEPS, config.seed, step)
+    optimizer.param_groups[0]["lr"] = config.rate(step)
+    optimizer.zero_grad()
+    chosen = sandwich_widths(widths, rng)
+    torch_rng = torch.Generator().manual_seed(int(rng.integers(2**63)))
+    losses = {}
+    for width in chosen:  # fresh times and noise for every width
+        time = torch.randint(len(alpha_bar), (len(x0),), generator=torch_rng).to(x0.device)
+        noise = torch.randn(x0.shape, generator=torch_rng).to(x0.device)
+        signal = alpha_bar[time][:, None, None, None]
+        noisy = signal.sqrt() * x0 + (1 - signal).sqrt() * noise
+        loss = (module(noisy, time, width=width) - noise).square().mean()
+        (loss / len(chosen)).backward()
+        losses[width] = float(loss.detach())
+    nn.utils.clip_grad_norm_(module.parameters(), config.grad_clip)
+    optimizer.step()
+    return losses
+
+
+def _batch(count: int, step: int, config: TrainConfig) -> np.ndarray:
+    """Image numbers of `step`: epochs without replacement, the ragged end of an epoch dropped."""
+    per_epoch = count // config.batch
+    order = generator(EPOCHS, config.seed, step // per_epoch).permutation(count)
+    start = step % per_epoch * config.batch
+    return order[start : start + config.batch]
+
+
+def _save(
+    path: Path,
+    module: nn.Module,
+    ema: Mapping[str, Tensor],
+    optimizer: torch.optim.Optimizer,
+    step: int,
+) -> None:
+    tensors = {f"model.{k}": v for k, v in module.state_dict().items()}
+    tensors |= {f"ema.{k}": v for k, v in ema.items()}
+    for i, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{i}.{k}": v for k, v in state.items()}
+    plain = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+    write_atomic(path, save(plain, {"step": str(step)}))
+
+
+def _restore(
+    path: Path, module: nn.Module, ema: dict[str, Tensor], optimizer: torch.optim.Optimizer
+) -> int:
+    """Load a checkpoint if there is one; returns the number of steps it has behind it."""
+    if not path.is_file():
+        return 0
+    with safe_open(path, "pt") as file:
+        step = int(file.metadata()["step"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    module.load_state_dict(_under("model.", tensors))
+    for name, value in _under("ema.", tensors).items():
+        ema[name].copy_(value)
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in _under("optimizer.", tensors).items():
+        index, slot = name.split(".", 1)
+        state.setdefault(int(index), {})[slot] = value
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+    return step
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
