@@ -19,7 +19,7 @@ def _points(points: ArrayLike) -> NDArray[np.float64]:
 
 
 def pareto_front(points: ArrayLike) -> NDArray[np.bool_]:
-    """Mask of the non-dominated rows of `points`, (N, objectives) -> (N,); equal rows are all kept."""
+    """Mask of the non-dominated rows, (N, objectives) -> (N,); equal rows are all kept."""
     array = _points(points)
     if not len(array):
         return np.zeros(0, dtype=bool)

@@ -102,7 +102,7 @@ class StepSchedule:
             data = json.loads(text)
             if data["version"] != VERSION:
                 raise SpaceError(
-                    f"schedule: version {data['version']!r} is not readable here, expected {VERSION}"
+                    f"schedule: version {data['version']!r} is unknown here, expected {VERSION}"
                 )
             return cls(tuple(_stage(s) for s in data["stages"]))
         except (KeyError, TypeError, ValueError) as error:

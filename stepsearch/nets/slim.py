@@ -45,7 +45,7 @@ class SlimLayer(nn.Module, ABC):
 
 
 class SlimConv2d(SlimLayer):
-    """Convolution over slim sources; `slim_in` or `slim_out` False keeps that side at full width."""
+    """Convolution over slim sources; `slim_in` or `slim_out` False keeps that side full."""
 
     def __init__(
         self,

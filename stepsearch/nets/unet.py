@@ -44,16 +44,12 @@ class UNetArch:
     sinusoid: int = 0  # channels of the time sinusoid; 0 = base
 
     def __post_init__(self) -> None:
-        if (
-            self.base < 1
-            or (self.sinusoid or self.base) % 2
-            or not self.mult
-            or min(self.mult) < 1
-            or self.blocks < 1
-        ):
+        if self.base < 1 or (self.sinusoid or self.base) % 2:
+            raise ConfigError(f"unet: base: an even number is needed, got {self.base}")
+        if not self.mult or min(self.mult) < 1 or self.blocks < 1:
             raise ConfigError(
-                f"unet: an even base (or sinusoid), mult >= 1 and blocks >= 1 are needed, got base={self.base}, "
-                f"mult={list(self.mult)}, blocks={self.blocks}"
+                f"unet: mult and blocks start at 1, got mult={list(self.mult)}, "
+                f"blocks={self.blocks}"
             )
         if any(not 0 <= level < len(self.mult) for level in self.attention):
             raise ConfigError(
@@ -68,7 +64,8 @@ class UNetArch:
         for key in data:
             if key not in known:
                 raise ConfigError(
-                    f"unet: unknown key '{key}'{did_you_mean(key, known)}; known: {', '.join(known)}"
+                    f"unet: unknown key '{key}'{did_you_mean(key, known)}; "
+                    f"known: {', '.join(known)}"
                 )
         values = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
         return cls(image_channels=image_channels, **values)
@@ -198,7 +195,7 @@ class UNet(nn.Module):
 
 
 def sinusoid(time: Tensor, channels: int) -> Tensor:
-    """Sine and cosine features of the time, (B,) -> (B, channels) (Vaswani et al. 2017, sec. 3.5)."""
+    """Sines and cosines of the time, (B,) -> (B, channels) (Vaswani et al. 2017, sec. 3.5)."""
     half = channels // 2
     rate = torch.exp(-math.log(10000.0) / half * torch.arange(half, device=time.device))
     angle = time.to(torch.float64)[:, None] * rate.to(torch.float64)

@@ -58,7 +58,7 @@ def load_dataset(kind: str, path: Path | None = None, size: int | None = None) -
 
 @LOADERS.register("digits")
 def digits(path: Path | None, size: int | None) -> Dataset:
-    """scikit-learn's 1,797 handwritten digits, 1x8x8 (Alpaydin & Kaynak 1998); nothing to download."""
+    """scikit-learn's 1,797 handwritten digits, 1x8x8 (Alpaydin & Kaynak 1998)."""
     from sklearn.datasets import load_digits
 
     if path is not None or size not in (None, 8):
@@ -86,7 +86,7 @@ def folder(path: Path | None, size: int | None) -> Dataset:
 
 @LOADERS.register("npz")
 def npz(path: Path | None, size: int | None) -> Dataset:
-    """`arr_0` or `images`, uint8 (N, H, W, C), and `labels` or `arr_1`, as guided-diffusion writes."""
+    """`images` or `arr_0`, uint8 (N, H, W, C); `labels` or `arr_1`, as guided-diffusion writes."""
     file = _needed(path, "npz")
     try:
         with np.load(file, allow_pickle=False) as data:
