@@ -39,9 +39,9 @@ class VPLinear1000:
 
     def __init__(self) -> None:
         betas = np.linspace(1e-4, 0.02, 1000, dtype=np.float64)
-        self.alpha_bar: NDArray[np.float64] = np.cumprod(1.0 - betas)
-        ratio: NDArray[np.float64] = (1.0 - self.alpha_bar) / self.alpha_bar
-        self.levels = np.sqrt(ratio)
+        self.alpha_bar = np.asarray(np.cumprod(1.0 - betas), dtype=np.float64)
+        ratio = np.asarray((1.0 - self.alpha_bar) / self.alpha_bar, dtype=np.float64)
+        self.levels: NDArray[np.float64] = np.sqrt(ratio)
         self._midpoints = np.sqrt(self.levels[1:] * self.levels[:-1])
 
     def level_at(self, time: float) -> float:
