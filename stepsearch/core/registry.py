@@ -45,6 +45,9 @@ class Registry(Mapping[str, T], Generic[T]):
             raise SpaceError(f"unknown {self.kind} '{name}'{hint}; known: {known}")
         return self._items[name]
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._items
+
     def __iter__(self) -> Iterator[str]:
         return iter(sorted(self._items))
 

@@ -19,10 +19,13 @@ class Family(Protocol):
 
     fitted: bool  # True: closed-form `fit` to the images; False: trained by gradient descent
 
+    def check(self, config: Mapping[str, Any], widths: Sequence[float]) -> None:
+        """ConfigError names a key of a recipe's `net` section or a width that cannot be built."""
+
     def build(
         self, config: Mapping[str, Any], image_shape: tuple[int, ...], widths: Sequence[float]
     ) -> nn.Module:
-        """A fresh network; ConfigError names a key or width that cannot be built."""
+        """A fresh network for such images; ConfigError where they do not fit it."""
 
     def fit(self, module: nn.Module, images: np.ndarray, seed: int) -> None:
         """Set the weights of a `fitted` family from float images (N, C, H, W) in [-1, 1]."""

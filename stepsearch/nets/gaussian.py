@@ -122,17 +122,20 @@ class GaussianFamily:
 
     fitted = True
 
-    def build(
-        self, config: Mapping[str, Any], image_shape: tuple[int, ...], widths: Sequence[float]
-    ) -> SlimMixture:
-        """A mixture of `components` for images (C, H, W)."""
+    def check(self, config: Mapping[str, Any], widths: Sequence[float]) -> None:
+        """ConfigError unless `components` is the one key and a number of at least 1."""
         components = config.get("components")
-        if set(config) != {"components"} or not isinstance(components, int) or components < 1:
+        if set(config) != {"components"} or type(components) is not int or components < 1:
             raise ConfigError(
                 f"gaussian: the one key is 'components', a whole number of at least 1, "
                 f"got {dict(config)}"
             )
-        return SlimMixture(components, image_shape)
+
+    def build(
+        self, config: Mapping[str, Any], image_shape: tuple[int, ...], widths: Sequence[float]
+    ) -> SlimMixture:
+        """A mixture of `components` for images (C, H, W)."""
+        return SlimMixture(config["components"], image_shape)
 
     def fit(self, module: nn.Module, images: np.ndarray, seed: int) -> None:
         """Spherical mixture by expectation maximisation, heaviest components first."""

@@ -51,6 +51,11 @@ class UNetArch:
                 f"unet: mult and blocks start at 1, got mult={list(self.mult)}, "
                 f"blocks={self.blocks}"
             )
+        if self.groups < 1 or not 0 <= self.dropout < 1:
+            raise ConfigError(
+                f"unet: groups start at 1 and dropout lies in [0, 1), got groups={self.groups}, "
+                f"dropout={self.dropout}"
+            )
         if any(not 0 <= level < len(self.mult) for level in self.attention):
             raise ConfigError(
                 f"unet: attention: {list(self.attention)} names a level outside "
@@ -68,6 +73,14 @@ class UNetArch:
                     f"known: {', '.join(known)}"
                 )
         values = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+        for key, value in values.items():
+            numbers = value if key in ("mult", "attention") else (value,)
+            kind = (int, float) if key == "dropout" else (int,)
+            if not isinstance(numbers, tuple) or any(type(n) not in kind for n in numbers):
+                expected = "a list of whole numbers" if numbers is value else "a number"
+                raise ConfigError(f"unet: {key}: expected {expected}, got {data[key]!r}")
+        if "base" not in values:
+            raise ConfigError("unet: base: the number of channels at width 1 is missing")
         return cls(image_channels=image_channels, **values)
 
     def check_widths(self, widths: Sequence[float]) -> None:
@@ -206,6 +219,10 @@ class UNetFamily:
     """Recipes with `net.family: unet`."""
 
     fitted = False
+
+    def check(self, config: Mapping[str, Any], widths: Sequence[float]) -> None:
+        """ConfigError for keys, values or widths that make no U-Net."""
+        UNetArch.from_config(config, 1).check_widths(widths)
 
     def build(
         self, config: Mapping[str, Any], image_shape: tuple[int, ...], widths: Sequence[float]

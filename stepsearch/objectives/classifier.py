@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -47,41 +46,43 @@ class ClassifierFeatures:
     name = "classifier"
     dim = int(SETTINGS["dim"])
 
-    def __init__(self, model: Classifier, sha256: str, accuracy: float) -> None:
-        self.model, self.sha256, self.accuracy = (
-            model.eval().requires_grad_(False),
-            sha256,
-            accuracy,
-        )
+    def __init__(self, model: Classifier, sha256: str, accuracy: float, device: str) -> None:
+        self.model = model.eval().requires_grad_(False).to(device)
+        self.sha256, self.accuracy, self.device = sha256, accuracy, device
 
     def __call__(self, images: Tensor) -> np.ndarray:
         """(B, C, H, W) uint8 -> (B, dim) float32."""
         with torch.no_grad():
-            return self.model.features(images).numpy()
+            return self.model.features(images.to(self.device)).cpu().numpy()
 
 
 @EXTRACTORS.register("classifier")
 def classifier_features(request: FeatureRequest) -> ClassifierFeatures:
-    """Load the data set's classifier from the cache, or train it; ConfigError without labels."""
-    if request.labels is None:
-        raise ConfigError(
-            "evaluation.features: 'classifier' needs labelled images and the data set has no "
-            "labels; use a pretrained extractor, e.g. inception-v3-compat"
-        )
+    """Load the data set's classifier from the cache, or train it; ConfigError without labels.
+
+    Once cached, the images themselves are not needed.
+    """
     identity = json.dumps({"data": request.data_sha256, **SETTINGS}, sort_keys=True)
     stem = hashlib.sha256(identity.encode()).hexdigest()[:12]
     path = request.cache / f"classifier-{stem}.safetensors"
-    classes = int(request.labels.max()) + 1
-    model = Classifier(request.images.shape[1], classes)
+    card_path = path.with_suffix(".json")
     if not path.is_file():
+        if request.labels is None:
+            raise ConfigError(
+                "evaluation.features: 'classifier' needs labelled images and the data set has no "
+                "labels; use a pretrained extractor, e.g. inception-v3-compat"
+            )
+        classes = int(request.labels.max()) + 1
+        model = Classifier(request.images.shape[1], classes)
         accuracy = _train(model, request)
-        card = {"accuracy": accuracy, "data_sha256": request.data_sha256, "settings": SETTINGS}
-        write_atomic(path.with_suffix(".json"), (json.dumps(card, indent=2) + "\n").encode())
+        card = {"accuracy": accuracy, "classes": classes, "data_sha256": request.data_sha256}
+        write_atomic(card_path, (json.dumps(card | {"settings": SETTINGS}) + "\n").encode())
         write_atomic(path, save(model.state_dict()))
-    data = path.read_bytes()
+    card, data = json.loads(card_path.read_text()), path.read_bytes()
+    model = Classifier(request.images.shape[1], card["classes"])
     model.load_state_dict(load(data))
-    card = json.loads(Path(path.with_suffix(".json")).read_text())
-    return ClassifierFeatures(model, hashlib.sha256(data).hexdigest(), card["accuracy"])
+    sha256 = hashlib.sha256(data).hexdigest()
+    return ClassifierFeatures(model, sha256, card["accuracy"], request.device)
 
 
 def _train(model: Classifier, request: FeatureRequest) -> float:

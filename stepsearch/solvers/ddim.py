@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from stepsearch.core.errors import SpaceError
 from stepsearch.core.process import Process
 from stepsearch.core.protocols import Net, SolverState
 from stepsearch.core.schedule import Call, Stage
 from stepsearch.solvers.registry import SOLVERS
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def move(x: Tensor, eps: Tensor, start: float, end: float, process: Process) -> Tensor:

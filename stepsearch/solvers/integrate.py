@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from stepsearch.core.errors import SpaceError
 from stepsearch.core.noise import image_noise
@@ -14,7 +12,10 @@ from stepsearch.core.protocols import Net, NetCard, SolverState
 from stepsearch.core.schedule import StepSchedule
 from stepsearch.solvers.registry import SOLVERS
 
-OnCall = Callable[[float, float, Tensor], None]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    OnCall = Callable[[float, float, Tensor], None]
 
 
 def integrate(
@@ -72,4 +73,7 @@ class _Watched:
 
 
 def _noise(seed: int, first_image: int, x: Tensor, draw: int) -> Callable[[], Tensor]:
-    return lambda: torch.from_numpy(image_noise(seed, first_image, tuple(x.shape), draw)).to(x)
+    def fresh() -> Tensor:
+        return x.new_tensor(image_noise(seed, first_image, tuple(x.shape), draw))
+
+    return fresh

@@ -9,15 +9,16 @@ carries the state over the whole block from where the block began.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from stepsearch.core.errors import SpaceError
 from stepsearch.core.protocols import Net, SolverState
 from stepsearch.core.schedule import Call, Stage
 from stepsearch.solvers.ddim import move
 from stepsearch.solvers.registry import SOLVERS
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def jump(i: int, k: int, l: int) -> tuple[int, int, int]:  # noqa: E741 (the paper's letter)

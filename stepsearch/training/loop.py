@@ -6,9 +6,7 @@ moments and the step number is state.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,35 +19,11 @@ from stepsearch.core.errors import ConfigError
 from stepsearch.core.files import write_atomic
 from stepsearch.core.noise import generator
 from stepsearch.core.process import Process
+from stepsearch.core.settings import TrainConfig
 
 EPOCHS, STEPS = 0, 1  # streams: order of the images, and everything drawn inside a step
 
 OnStep = Callable[[int, Mapping[float, float]], None]
-
-
-@dataclass(frozen=True, slots=True)
-class TrainConfig:
-    """One training run; `steps` optimiser steps of `batch` images at three widths each."""
-
-    steps: int
-    batch: int = 128
-    learning_rate: float = 1e-3  # peak; linear warm-up, then cosine to a tenth
-    warmup: int = 100  # steps
-    ema: float = 0.999  # cap of the averaging decay
-    grad_clip: float = 1.0  # global L2 norm
-    seed: int = 0
-    checkpoint_every: int = 500  # steps
-
-    def rate(self, step: int) -> float:
-        """Learning rate of `step`, counted from 0."""
-        if step < self.warmup:
-            return self.learning_rate * (step + 1) / self.warmup
-        done = (step - self.warmup) / max(1, self.steps - self.warmup)
-        return self.learning_rate * (0.1 + 0.45 * (1 + math.cos(math.pi * done)))
-
-    def decay(self, step: int) -> float:
-        """EMA decay with warm-up, so that early weights are forgotten: min(ema, (1+s)/(10+s))."""
-        return min(self.ema, (1 + step) / (10 + step))
 
 
 def sandwich_widths(widths: Sequence[float], rng: np.random.Generator) -> tuple[float, ...]:

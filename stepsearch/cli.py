@@ -1,0 +1,247 @@
+"""The command line: arguments, exit statuses, and the only place that writes to stdout."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from stepsearch.core.errors import ConfigError, StepsearchError
+
+if TYPE_CHECKING:
+    from stepsearch.run import Resources
+
+EXITS = """exit status: 0 done, 1 internal error, 2 bad input, 3 too many failed trials,
+4 no completed trial, 5 run directory corrupt, locked or of another search,
+75 stopped by a signal and resumable, 130 stopped by a second signal"""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line instead of the whole usage."""
+        raise ConfigError(f"{message}; see `{self.prog} --help`")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="stepsearch",
+        description="Search which network width each diffusion step should use, jointly with the "
+        "solver, and get a Pareto front of image quality against compute.",
+        epilog=EXITS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=version("stepsearch"))
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, text: str, target: str, metavar: str = "") -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=text)
+        if target:
+            added.add_argument(target, type=Path, metavar=metavar or target.upper())
+        return added
+
+    run = command("run", "search a space, e.g. `run search_spaces/digits.yaml --workers 2`", "file")
+    run.add_argument("-o", "--output", type=Path, help="run directory (default results/NAME)")
+    run.add_argument("--seed", type=int, help="seed of the search; same as search.seed=S")
+    run.add_argument("--resume", action="store_true", help="continue if the directory is there")
+    run.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. search.population=8")
+    resume = command("resume", "continue a stopped run from its journal", "run")
+    for sub in (run, resume):
+        sub.add_argument("--workers", type=int, default=1, help="concurrent trials (default 1)")
+        sub.add_argument("--executor", choices=("auto", "local", "ray"), default="auto")
+        sub.add_argument("--address", help="of a running Ray cluster (default: start one here)")
+        sub.add_argument("--gpus-per-worker", type=float, help="fractions allowed")
+    train = command("train", "train the supernet of a recipe; unchanged ones are kept", "file")
+    train.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    train.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. train.steps=500")
+    validate = command("validate", "check a space or recipe file and its data", "file")
+    validate.add_argument("overrides", nargs="*", metavar="key=value")
+    status = command("status", "how far a run is", "run")
+    status.add_argument("--json", action="store_true")
+    front = command("front", "print the Pareto front", "run")
+    front.add_argument("-f", "--format", choices=("table", "csv", "json"), default="table")
+    front.add_argument(
+        "--savings", action="store_true", help="what the search saves on each uniform width"
+    )
+    command("plot", "redraw the plots of a run", "run")
+    command("ls", "list space files and recipes, here and shipped", "")
+    return parser
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse, with key=value overrides allowed anywhere after the command."""
+    parser = _parser()
+    args, rest = parser.parse_known_args(argv)
+    stray = [a for a in rest if a.startswith("-") or "=" not in a or not hasattr(args, "overrides")]
+    if stray:
+        parser.error(f"unrecognised argument '{stray[0]}' after '{args.command}'")
+    if rest:
+        args.overrides = [*args.overrides, *rest]
+    return args
+
+
+def _run(args: argparse.Namespace) -> int:
+    from stepsearch.config import read_space
+    from stepsearch.run import start_run
+
+    resources = _resources(args)
+    seed = [] if args.seed is None else [f"search.seed={args.seed}"]
+    settings = read_space(args.file, [*args.overrides, *seed])
+    out = args.output or Path("results") / settings.name
+    typed = args.file.read_text(encoding="utf-8-sig")
+    start_run(settings, out, typed, resources, resume=args.resume)
+    print(out)
+    return 0
+
+
+def _resume(args: argparse.Namespace) -> int:
+    from stepsearch.run import resume_run
+
+    resume_run(args.run, _resources(args))
+    print(args.run)
+    return 0
+
+
+def _resources(args: argparse.Namespace) -> Resources:
+    from stepsearch.run import Resources
+
+    if args.workers < 1:
+        raise ConfigError(f"--workers: must be at least 1, got {args.workers}")
+    if args.gpus_per_worker is not None and args.gpus_per_worker < 0:
+        raise ConfigError(f"--gpus-per-worker: must not be negative, got {args.gpus_per_worker:g}")
+    return Resources(args.workers, args.executor, args.address, args.gpus_per_worker)
+
+
+def _train(args: argparse.Namespace) -> int:
+    from stepsearch.config import read_recipe
+    from stepsearch.progress import Display
+    from stepsearch.run import train
+    from stepsearch.supernet import check_buildable, recipe_data
+
+    recipe = read_recipe(args.file, args.overrides)
+    data = recipe_data(recipe)
+    check_buildable(recipe, data)
+    with Display() as display:
+        path, card = train(recipe, data, display, args.device)
+        for width, flops in zip(card.widths, card.flops, strict=True):
+            loss = card.training.get("loss", {}).get(f"{width:g}")
+            shown = "" if loss is None else f", loss {loss:.4f}"
+            display.say(f"width {width:g}: {flops / 1e9:.4g} GFLOPs per image and call{shown}")
+    print(path)
+    return 0
+
+
+def _validate(args: argparse.Namespace) -> int:
+    from stepsearch.config import read_recipe, read_space
+    from stepsearch.core.yamlfile import read_yaml
+    from stepsearch.supernet import check_buildable, recipe_data
+
+    if "supernets" in read_yaml(args.file, args.overrides).section():
+        settings = read_space(args.file, args.overrides)
+        recipes, search = settings.recipes, settings.search
+        sizes = [n for _, n in settings.space.genes]
+        summary = f"{len(sizes)} genes, {search.population * search.generations} trials"
+    else:
+        recipes = (read_recipe(args.file, args.overrides),)
+        summary = f"recipe '{recipes[0].name}', widths {list(recipes[0].widths)}"
+    for recipe in recipes:
+        check_buildable(recipe, recipe_data(recipe))
+    print(f"{args.file}: fine: {summary}")
+    return 0
+
+
+def _status(args: argparse.Namespace) -> int:
+    from stepsearch.config import read_space
+    from stepsearch.store import JOURNAL, read_journal
+
+    if not (args.run / "resolved.yaml").is_file():
+        raise ConfigError(f"{args.run}: no run directory (no resolved.yaml)")
+    search = read_space(args.run / "resolved.yaml").search
+    trials, _ = read_journal(args.run / JOURNAL)
+    planned = search.population * search.generations
+    fids = [t.result.values["fid"] for t in trials if t.complete and "fid" in t.result.values]
+    state = {
+        "run": str(args.run),
+        "trials": len(trials),
+        "planned": planned,
+        "failed": sum(not t.complete for t in trials),
+        "generation": max((t.generation for t in trials), default=0) + 1,
+        "generations": search.generations,
+        "best_fid": min(fids, default=None),
+    }
+    print(json.dumps(state) if args.json else "\n".join(f"{k:12} {v}" for k, v in state.items()))
+    return 0
+
+
+def _front(args: argparse.Namespace) -> int:
+    from stepsearch.report import front_text, markdown_table, savings
+    from stepsearch.store import load_run
+
+    run = load_run(args.run)
+    frame = savings(run.trials) if args.savings else run.pareto
+    if args.format == "csv":
+        print(frame.to_csv(index=False), end="")
+    elif args.format == "json":
+        print(frame.to_json(orient="records", indent=2))
+    else:
+        print(markdown_table(frame) if args.savings else front_text(frame))
+    return 0
+
+
+def _plot(args: argparse.Namespace) -> int:
+    from stepsearch.report import plot_all
+    from stepsearch.store import load_run
+
+    run = load_run(args.run)
+    folder = args.run / "plots"
+    for path in plot_all(run.trials, run.pareto, run.generations, run.schedules, folder):
+        print(path)
+    return 0
+
+
+def _ls(args: argparse.Namespace) -> int:
+    """One line per file: path and its first comment."""
+    here, package = Path(), Path(__file__).parent
+    roots = (here, package.parent, package / "recipes")
+    seen = set()
+    for folder in ("search_spaces", "supernets"):
+        for root in roots:
+            for path in sorted((root / folder).glob("*.yaml")):
+                if path.resolve() not in seen:
+                    seen.add(path.resolve())
+                    first = path.read_text(encoding="utf-8").partition("\n")[0]
+                    print(f"{path}  {first.lstrip('# ')}")
+    return 0
+
+
+COMMANDS = {
+    "run": _run,
+    "resume": _resume,
+    "train": _train,
+    "validate": _validate,
+    "status": _status,
+    "front": _front,
+    "plot": _plot,
+    "ls": _ls,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    try:
+        args = _parse(argv)
+        code = COMMANDS[args.command](args)
+        sys.stdout.flush()
+        return code
+    except StepsearchError as error:
+        print(f"stepsearch: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # the reader of stdout, e.g. head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0

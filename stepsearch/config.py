@@ -1,0 +1,324 @@
+"""Recipes and space files: YAML in, validated settings out; every error has a line and a column."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+from yaml.nodes import MappingNode, SequenceNode
+
+import stepsearch.objectives  # noqa: F401 (files the objectives)
+from stepsearch.algorithms.registry import ALGORITHMS
+from stepsearch.core.errors import ConfigError
+from stepsearch.core.settings import (
+    DataSettings,
+    EvaluationSettings,
+    Recipe,
+    RunSettings,
+    SearchSettings,
+    TrainConfig,
+)
+from stepsearch.core.space import SearchSpace
+from stepsearch.core.yamlfile import Section, Value, read_yaml
+from stepsearch.nets.families import FAMILIES
+from stepsearch.objectives.registry import OBJECTIVES
+from stepsearch.solvers.registry import GRIDS, SOLVERS
+from stepsearch.training.data import LOADERS
+
+VERSION = 1
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+SIDE_VALUES = ("fid_se",)  # reported with an objective, none by themselves
+
+
+def read_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
+    """The supernet recipe in a file; ConfigError names file, line, column, value and remedy."""
+    root = read_yaml(path, overrides).section()
+    _version(root)
+    net = root.need("net").section()
+    family_value = net.need("family")
+    family = family_value.one_of(list(FAMILIES))
+    widths = root.need("widths").distinct(_width)
+    arch = {k: _plain(net.need(k)) for k in net if k != "family"}
+    try:
+        FAMILIES[family].check(arch, widths)
+    except ConfigError as error:
+        raise net.value.error(str(error)) from None
+    train = None
+    if FAMILIES[family].fitted:
+        if (section := root.get("train")) is not None:
+            raise section.error(f"family '{family}' is fitted, not trained; remove this section")
+    else:
+        train = _train(root.need("train").section())
+    recipe = Recipe(
+        name=_name(root, path),
+        data=_data(root.need("data"), path.parent),
+        family=family,
+        net=arch,
+        widths=tuple(sorted(widths)),
+        train=train,
+        file=str(path.resolve()),
+    )
+    root.close()
+    return recipe
+
+
+def read_space(path: Path, overrides: list[str] | None = None) -> RunSettings:
+    """The search space and its budget in a file; ConfigError as in `read_recipe`."""
+    root = read_yaml(path, overrides).section()
+    _version(root)
+    name = _name(root, path)
+    recipes = tuple(_recipe(item, path.parent) for item in root.need("supernets").items())
+    names = [r.name for r in recipes]
+    if len(set(names)) < len(names):
+        raise root.need("supernets").error(f"two supernets share a name: {names}; rename one")
+    schedule = root.need("schedule").section()
+    space = _space(schedule, recipes)
+    schedule.close()
+    known = [o for o in OBJECTIVES if o not in SIDE_VALUES]
+    objectives_value = root.need("objectives")
+    objectives = objectives_value.distinct(lambda v: v.one_of(known))
+    if len(objectives) < 2:
+        raise objectives_value.error(f"a front needs at least two objectives; known: {known}")
+    settings = RunSettings(
+        name=name,
+        space=space,
+        recipes=recipes,
+        objectives=objectives,
+        constraints=_constraints(root.get("constraints")),
+        evaluation=_evaluation(root.get("evaluation"), path.parent),
+        search=_search(root.get("search")),
+    )
+    root.close()
+    return settings
+
+
+def dump_space(settings: RunSettings) -> str:
+    """A space file with every default filled in; `read_space` reads it back to equal settings."""
+    space = settings.space
+    solvers = [{name: dict(args)} if args else name for name, args in space.solvers]
+    genes = {"per_call": True} if space.per_call else {"segments": space.width_genes}
+    data = {
+        "version": VERSION,
+        "name": settings.name,
+        "supernets": [r.file for r in settings.recipes],
+        "schedule": {
+            "calls": list(space.calls),
+            "grid": list(space.grids),
+            "solver": solvers,
+            "widths": {**genes, "choices": list(space.width_choices)},
+        },
+        "objectives": list(settings.objectives),
+        "evaluation": {k: v for k, v in asdict(settings.evaluation).items() if v is not None},
+        "search": {k: v for k, v in asdict(settings.search).items() if v is not None},
+    }
+    if settings.constraints:
+        data["constraints"] = {
+            k: {n: v for n, v in zip(("min", "max"), r, strict=True) if abs(v) != float("inf")}
+            for k, r in settings.constraints.items()
+        }
+    return yaml.safe_dump(data, sort_keys=False, width=100, allow_unicode=True)
+
+
+def _version(root: Section) -> None:
+    value = root.need("version")
+    if value.scalar() != VERSION:
+        raise value.error(f"this stepsearch reads version {VERSION}, got {value.shown()}")
+
+
+def _name(root: Section, path: Path) -> str:
+    value = root.get("name")
+    name = path.stem if value is None else value.text()
+    if not NAME.match(name):
+        message = f"'{name}' cannot name a folder; use letters, digits, '.', '_' and '-'"
+        raise ConfigError(f"{path}: name: {message}") if value is None else value.error(message)
+    return name
+
+
+def _recipe(value: Value, folder: Path) -> Recipe:
+    path = folder / value.text()
+    if not path.is_file():
+        raise value.error(f"'{value.text()}': no such recipe at {path}; paths start at this file")
+    return read_recipe(path)
+
+
+def _data(value: Value, folder: Path) -> DataSettings:
+    if not isinstance(value.node, MappingNode):
+        return DataSettings(value.one_of(list(LOADERS)))
+    section = value.section()
+    size = section.get("size")
+    side = None if size is None else size.whole(1, 4096)
+    kinds = [k for k in section if k != "size"]
+    if len(kinds) != 1:
+        raise value.error(f"name one of {', '.join(LOADERS)} with its path, got {kinds}")
+    if kinds[0] not in LOADERS:
+        for loader in LOADERS:
+            section.get(loader)
+        section.close()
+    source = section.need(kinds[0])
+    path = (folder / source.text()).resolve()
+    if not path.exists():
+        raise source.error(f"'{source.text()}': no such file or folder at {path}")
+    return DataSettings(kinds[0], str(path), side)
+
+
+def _train(section: Section) -> TrainConfig:
+    read: dict[str, Any] = {
+        "steps": lambda v: v.whole(1),
+        "batch": lambda v: v.whole(1),
+        "learning_rate": lambda v: v.number(0, 1, open_low=True),
+        "warmup": lambda v: v.whole(0),
+        "ema": lambda v: v.number(0, 1),
+        "grad_clip": lambda v: v.number(0, 1e9, open_low=True),
+        "seed": lambda v: v.whole(0),
+        "checkpoint_every": lambda v: v.whole(1),
+        "threads": lambda v: v.whole(1, 1024),
+    }
+    return _filled(TrainConfig, section, read)
+
+
+def _evaluation(value: Value | None, folder: Path) -> EvaluationSettings:
+    if value is None:
+        return EvaluationSettings()
+
+    def weights(v: Value) -> str:
+        path = (folder / v.text()).resolve()
+        if not path.is_file():
+            raise v.error(f"'{v.text()}': no such weights file at {path}")
+        return str(path)
+
+    read: dict[str, Any] = {
+        "images": lambda v: v.whole(2),
+        "batch": lambda v: v.whole(1),
+        "seed": lambda v: v.whole(0),
+        "features": lambda v: v.text(),
+        "weights": weights,
+        "device": lambda v: v.one_of(["auto", "cpu", "cuda"]),
+    }
+    return _filled(EvaluationSettings, value.section(), read)
+
+
+def _search(value: Value | None) -> SearchSettings:
+    if value is None:
+        return SearchSettings()
+    read: dict[str, Any] = {
+        "algorithm": lambda v: v.one_of(list(ALGORITHMS)),
+        "population": lambda v: v.whole(2, 100_000),
+        "generations": lambda v: v.whole(1, 100_000),
+        "seed": lambda v: v.whole(0, 2**32 - 1),
+        "crossover": lambda v: v.number(0, 1),
+        "mutation": lambda v: v.number(0, 1, open_low=True),
+    }
+    return _filled(SearchSettings, value.section(), read)
+
+
+def _filled(cls: Any, section: Section, read: Mapping[str, Any]) -> Any:
+    """A dataclass from a section: fields that are absent take their defaults."""
+    values = {}
+    for f in fields(cls):
+        needed = f.default is MISSING
+        value = section.need(f.name) if needed else section.get(f.name)
+        if value is not None:
+            values[f.name] = read[f.name](value)
+    section.close()
+    return cls(**values)
+
+
+def _space(section: Section, recipes: tuple[Recipe, ...]) -> SearchSpace:
+    widths = section.need("widths").section()
+    choices_value = widths.need("choices")
+    choices = choices_value.distinct(_width)
+    for item, width in zip(choices_value.items(), choices, strict=True):
+        for recipe in recipes:
+            if width not in recipe.widths:
+                offered = ", ".join(f"{w:g}" for w in recipe.widths)
+                raise item.error(
+                    f"{width:g} is not offered by supernet '{recipe.name}' (it offers {offered})"
+                )
+    calls = _calls(section.need("calls"))
+    per_call, segments = widths.get("per_call"), widths.get("segments")
+    by_call = per_call is not None and per_call.flag()
+    if by_call == (segments is not None):
+        raise widths.value.error("give either 'segments: n' or 'per_call: true'")
+    genes = max(calls) if segments is None else segments.whole(1, 10_000)
+    widths.close()
+    grids = _listed(section.need("grid"), lambda v: v.one_of(list(GRIDS)))
+    solvers = _listed(section.need("solver"), lambda v: _solver(v, calls))
+    names = tuple(r.name for r in recipes)
+    return SearchSpace(names, calls, grids, solvers, tuple(sorted(choices)), genes, by_call)
+
+
+def _calls(value: Value) -> tuple[int, ...]:
+    """A list of whole numbers, one number, or {min, max, step}; ascending."""
+    if isinstance(value.node, MappingNode):
+        section = value.section()
+        low, high = section.need("min").whole(1), section.need("max").whole(1, 10_000)
+        step_value = section.get("step")
+        step = 1 if step_value is None else step_value.whole(1)
+        section.close()
+        if low > high:
+            raise value.error(f"min {low} exceeds max {high}; swap them")
+        return tuple(range(low, high + 1, step))
+    return tuple(sorted(_listed(value, lambda v: v.whole(1, 10_000))))
+
+
+def _solver(value: Value, calls: tuple[int, ...]) -> tuple[str, dict[str, Any]]:
+    """`name` or `{name: {argument: value}}`, tried for every number of calls."""
+    args: dict[str, Any] = {}
+    if isinstance(value.node, MappingNode):
+        section = value.section()
+        names = list(section)
+        if len(names) != 1:
+            raise value.error(f"name one solver, e.g. {{pfdiff: {{k: 2, l: 1}}}}, got {names}")
+        name = names[0]
+        inner = section.need(name).section()
+        args = {k: _plain(inner.need(k)) for k in inner}
+    else:
+        name = value.text()
+    try:
+        for n in calls:
+            SOLVERS[name].nodes(n, **args)
+    except ConfigError as error:
+        raise value.error(str(error)) from None
+    return name, args
+
+
+def _constraints(value: Value | None) -> dict[str, tuple[float, float]]:
+    if value is None:
+        return {}
+    section = value.section()
+    known = [o for o in OBJECTIVES if not OBJECTIVES[o].needs_images]
+    result = {}
+    for name in known:
+        if (limits_value := section.get(name)) is not None:
+            limits = limits_value.section()
+            low, high = limits.get("min"), limits.get("max")
+            limits.close()
+            least = -float("inf") if low is None else low.number(0, 1e12)
+            most = float("inf") if high is None else high.number(0, 1e12)
+            if least > most:
+                raise limits_value.error(f"min {least:g} exceeds max {most:g}; swap them")
+            result[name] = (least, most)
+    section.close()
+    return result
+
+
+def _listed(value: Value, read: Any) -> tuple[Any, ...]:
+    """A list without repeats, or one value standing for a list of one."""
+    if isinstance(value.node, SequenceNode):
+        return value.distinct(read)
+    return (read(value),)
+
+
+def _width(value: Value) -> float:
+    return value.number(0, 1, open_low=True)
+
+
+def _plain(value: Value) -> Any:
+    """Scalars and lists of scalars as Python data."""
+    if isinstance(value.node, SequenceNode):
+        return [item.scalar() for item in value.items()] if value.node.value else []
+    return value.scalar()

@@ -1,0 +1,197 @@
+"""StepSchedule -> Measurement: owns networks, the feature extractor and reference statistics."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import platformdirs
+import torch
+from torch import Tensor
+
+from stepsearch.core.errors import ConfigError
+from stepsearch.core.files import write_atomic
+from stepsearch.core.noise import generator, image_noise
+from stepsearch.core.protocols import FeatureExtractor, Net, NetCard
+from stepsearch.core.schedule import StepSchedule
+from stepsearch.core.settings import EvaluationSettings
+from stepsearch.core.trial import Measurement
+from stepsearch.nets.load import load_net
+from stepsearch.objectives.features import make_extractor
+from stepsearch.objectives.fid import Reference, moments
+from stepsearch.objectives.registry import OBJECTIVES, FeatureRequest, Samples
+from stepsearch.solvers.integrate import integrate
+from stepsearch.training.data import Dataset
+
+SIDE_VALUES = {"fid": ("fid_se",)}  # measured along with an objective
+FLOOR_SPLITS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluatorSpec:
+    """All that a worker needs to build its evaluator: names and paths, nothing loaded."""
+
+    nets: tuple[str, ...]
+    objectives: tuple[str, ...]
+    settings: EvaluationSettings
+    reference: str  # npz with mean and cov
+    data_sha256: str
+    metric_id: str
+    device: str
+
+
+def pick_device(device: str) -> str:
+    """`auto` is the GPU where there is one."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("evaluation.device: cuda is not available here; use cpu or auto")
+    return device
+
+
+def cache_folder() -> Path:
+    """Where extractors and reference statistics are kept, named by content."""
+    set_by_user = os.environ.get("STEPSEARCH_CACHE")
+    return Path(set_by_user) if set_by_user else Path(platformdirs.user_cache_dir("stepsearch"))
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """[-1, 1] -> 0..255, rounded to the nearest; files hold nothing finer."""
+    return ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+class Evaluator:
+    """Scores schedules; one per worker, networks and statistics loaded once."""
+
+    def __init__(self, spec: EvaluatorSpec) -> None:
+        if spec.device == "cpu":
+            torch.set_num_threads(1)  # one worker a core; two threads beside a busy core crawl
+        self._spec = spec
+        nets = [load_net(path, device=spec.device) for path in spec.nets]
+        self._nets: dict[str, Net] = {net.card.key: net for net in nets}
+        self.cards: dict[str, NetCard] = {key: net.card for key, net in self._nets.items()}
+        channels, *sides = nets[0].card.image_shape
+        nothing = np.empty((0, channels, *sides), np.uint8)
+        self._extractor = _extractor(spec.settings, nothing, None, spec.data_sha256, spec.device)
+        with np.load(spec.reference, allow_pickle=False) as file:
+            self._reference = Reference(file["mean"], file["cov"])
+
+    def __call__(self, schedule: StepSchedule) -> Measurement:
+        """Measure with the seed of the settings."""
+        return self.measure(schedule, self._spec.settings.seed)
+
+    def measure(self, schedule: StepSchedule, seed: int) -> Measurement:
+        """Sample `images` images, score them; image j starts from the noise of (seed, j)."""
+        start, clock = datetime.now(UTC), time.perf_counter()
+        names = [n for o in self._spec.objectives for n in (o, *SIDE_VALUES.get(o, ()))]
+        samples = None
+        if any(OBJECTIVES[name].needs_images for name in names):
+            samples = Samples(self._features(schedule, seed), self._reference)
+        return Measurement(
+            values={name: OBJECTIVES[name](schedule, self.cards, samples) for name in names},
+            n_samples=self._spec.settings.images,
+            seed=seed,
+            metric_id=self._spec.metric_id,
+            seconds=round(time.perf_counter() - clock, 3),
+            started_at=start.isoformat(timespec="seconds"),
+        )
+
+    def sample(self, schedule: StepSchedule, count: int, seed: int, first: int = 0) -> Tensor:
+        """Images first .. first + count - 1 as uint8 (count, C, H, W)."""
+        card, level = self.cards[schedule.stages[0].net], schedule.stages[0].levels[0]
+        noise = torch.from_numpy(image_noise(seed, first, (count, *card.image_shape)))
+        start = noise.to(self._spec.device) * card.diffusion.start_scale(level)
+        return to_uint8(integrate(schedule, self._nets, start, seed=seed, first_image=first))
+
+    def _features(self, schedule: StepSchedule, seed: int) -> np.ndarray:
+        count, batch = self._spec.settings.images, self._spec.settings.batch
+        parts = [
+            self._extractor(self.sample(schedule, min(batch, count - first), seed, first))
+            for first in range(0, count, batch)
+        ]
+        return np.concatenate(parts)
+
+
+def prepare_evaluation(
+    settings: EvaluationSettings, objectives: tuple[str, ...], data: Dataset, nets: tuple[str, ...]
+) -> tuple[EvaluatorSpec, dict[str, float]]:
+    """Train or load the extractor and write reference statistics; returns the spec and facts.
+
+    The facts hold the noise floor, the mean distance between two random halves of the real images.
+    """
+    device = pick_device(settings.device)
+    extractor = _extractor(settings, data.images, data.labels, data.sha256, device)
+    features = real_features(extractor, data, settings.batch)
+    reference = Reference.of(features)
+    identity = {"extractor": [extractor.name, extractor.sha256], "reference": reference.sha256}
+    text = json.dumps(identity | {"pixels": "uint8", "images": data.images.shape}, sort_keys=True)
+    metric_id = "m" + hashlib.sha256(text.encode()).hexdigest()[:11]
+    path = cache_folder() / f"reference-{metric_id}.npz"
+    if not path.is_file():
+        write_atomic(path, _npz(mean=reference.mean, cov=reference.cov))
+    facts = {"reference_images": float(len(features)), "feature_dimensions": float(extractor.dim)}
+    if (floor := noise_floor(features)) is not None:
+        facts["real_vs_real"] = floor
+    if (accuracy := getattr(extractor, "accuracy", None)) is not None:
+        facts["classifier_accuracy"] = accuracy
+    spec = EvaluatorSpec(
+        nets=nets,
+        objectives=objectives,
+        settings=settings,
+        reference=str(path),
+        data_sha256=data.sha256,
+        metric_id=metric_id,
+        device=device,
+    )
+    return spec, facts
+
+
+def real_features(extractor: FeatureExtractor, data: Dataset, batch: int) -> np.ndarray:
+    """Features (N, D) of all images of a data set."""
+    images = torch.from_numpy(data.images)
+    return np.concatenate([extractor(images[i : i + batch]) for i in range(0, len(images), batch)])
+
+
+def noise_floor(features: np.ndarray) -> float | None:
+    """Mean distance between two random halves; None where a half cannot fit a covariance."""
+    half = len(features) // 2
+    if half <= features.shape[1]:
+        return None
+    distances = []
+    for split in range(FLOOR_SPLITS):
+        order = generator(split).permutation(len(features))
+        one, other = features[order[:half]], features[order[half : 2 * half]]
+        distances.append(Reference.of(one).distance(*moments(other.astype(np.float64))))
+    return float(np.mean(distances))
+
+
+def _extractor(
+    settings: EvaluationSettings,
+    images: np.ndarray,
+    labels: np.ndarray | None,
+    data_sha256: str,
+    device: str,
+) -> FeatureExtractor:
+    request = FeatureRequest(
+        name=settings.features,
+        weights=settings.weights,
+        images=images,
+        labels=labels,
+        data_sha256=data_sha256,
+        cache=cache_folder(),
+        device=device,
+    )
+    return make_extractor(request)
+
+
+def _npz(**arrays: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    return buffer.getvalue()

@@ -1,0 +1,1 @@
+"""Executors: where schedules are scored. All give the same results on a CPU."""

@@ -1,0 +1,274 @@
+"""A whole run: data, supernets, reference statistics, canaries, search, tables and plots."""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import signal
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+import torch
+
+from stepsearch.build import plan_stage
+from stepsearch.config import dump_space, read_space
+from stepsearch.core.errors import ConfigError, Interrupted, RunError
+from stepsearch.core.protocols import Executor, NetCard
+from stepsearch.core.schedule import StepSchedule
+from stepsearch.core.settings import Recipe, RunSettings, content_hash
+from stepsearch.evaluate import Evaluator, EvaluatorSpec, pick_device, prepare_evaluation
+from stepsearch.executors.local import LocalExecutor
+from stepsearch.executors.ray_pool import RayExecutor
+from stepsearch.progress import Display
+from stepsearch.report import plot_all
+from stepsearch.search import check_space, environment, run_search
+from stepsearch.store import JOURNAL, RunStore, load_run
+from stepsearch.supernet import check_buildable, ensure_supernet, recipe_data, supernet_path
+from stepsearch.training.data import Dataset
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """Where a run runs; no part of what it measures."""
+
+    workers: int = 1
+    executor: str = "auto"  # local in this process, ray; auto is ray for two workers or more
+    address: str | None = None
+    gpus_per_worker: float | None = None  # None shares the GPUs evenly
+
+
+def start_run(
+    settings: RunSettings, out: Path, typed: str, resources: Resources, *, resume: bool
+) -> None:
+    """Run a search into `out`, or continue the one that is there when `resume` is set.
+
+    Args:
+        typed: the space file as the user wrote it.
+
+    Raises:
+        ConfigError: `out` exists and `resume` is not set, or settings that cannot be run.
+        RunError: `out` holds another search.
+    """
+    there = (out / JOURNAL).is_file() or (out / "env.json").is_file()
+    if there and not resume:
+        raise ConfigError(
+            f"{out}: exists already and nothing is overwritten; continue it with "
+            f"`stepsearch resume {out}` or choose another folder with -o"
+        )
+    if there:
+        _check_same(settings, out)
+    with Display() as display:
+        data = _shared_data(settings)
+        for recipe in settings.recipes:
+            check_buildable(recipe, data)
+        cards, paths = {}, []
+        for recipe in settings.recipes:
+            path, card = train(recipe, data, display, settings.evaluation.device)
+            cards[recipe.name] = card
+            paths.append(str(path))
+        check_space(settings, cards)
+        display.stage("features and reference statistics", 1)
+        spec, facts = prepare_evaluation(
+            settings.evaluation, settings.objectives, data, tuple(paths)
+        )
+        env = environment(settings, cards, spec, facts)
+        if there:
+            _check_env(out, env)
+            store = RunStore(out, settings.objectives)
+        else:
+            files = {"space.yaml": typed, "resolved.yaml": dump_space(settings), "env.json": env}
+            store = RunStore.create(out, settings.objectives, files)
+        with ExitStack() as stack:
+            stack.callback(store.close)
+            stack.enter_context(_logging_to(out / "log.txt"))
+            if store.torn is not None:
+                display.say(f"{out}: the journal's last line was torn; set aside as {store.torn}")
+            _search(settings, cards, spec, store, resources, display)
+
+
+def resume_run(out: Path, resources: Resources) -> None:
+    """Continue the run in `out` from its own resolved.yaml."""
+    resolved = out / "resolved.yaml"
+    if not resolved.is_file():
+        raise ConfigError(f"{out}: no run directory to resume (no resolved.yaml)")
+    typed = (out / "space.yaml").read_text(encoding="utf-8")
+    start_run(read_space(resolved), out, typed, resources, resume=True)
+
+
+def train(
+    recipe: Recipe, data: Dataset, display: Display, device: str = "auto"
+) -> tuple[Path, NetCard]:
+    """The recipe's network, trained with progress unless it is there already."""
+    path = supernet_path(recipe, data)
+    if path.is_file():
+        display.say(f"supernet {recipe.name}: recipe unchanged, using {path}")
+    elif recipe.train is not None:
+        steps = recipe.train.steps
+        display.say(f"supernet {recipe.name}: training {steps} steps on {data.name}")
+        display.stage(f"training {recipe.name}", steps)
+        return ensure_supernet(
+            recipe,
+            data,
+            device=pick_device(device),
+            on_step=lambda step, losses: display.training(step, steps, losses),
+        )
+    return ensure_supernet(recipe, data, device=pick_device(device))
+
+
+def _search(
+    settings: RunSettings,
+    cards: dict[str, NetCard],
+    spec: EvaluatorSpec,
+    store: RunStore,
+    resources: Resources,
+    display: Display,
+) -> None:
+    with ExitStack() as stack:
+        _canaries(settings, cards, spec, store, display)
+        executor = _executor(spec, resources)
+        stack.callback(executor.close)
+        stack.enter_context(_stop_on_signals(store))
+        planned = settings.search.population * settings.search.generations
+        workers = f"{resources.workers} worker{'s' if resources.workers > 1 else ''}"
+        display.say(f"search: {planned} trials on {workers}, results in {store.path}")
+        display.stage("search", planned)
+        try:
+            run_search(settings, cards, store, executor, display.trial)
+        finally:
+            if store.trials:
+                store.write_tables()
+    run = load_run(store.path)
+    plot_all(run.trials, run.pareto, run.generations, run.schedules, store.path / "plots")
+    display.say(f"{store.path}: {len(run.trials)} trials, {len(run.pareto)} on the front")
+
+
+def _executor(spec: EvaluatorSpec, resources: Resources) -> Executor:
+    factory = functools.partial(Evaluator, spec)
+    local = resources.workers == 1 and resources.address is None
+    if resources.executor == "local" or (resources.executor == "auto" and local):
+        if resources.workers != 1:
+            raise ConfigError(
+                f"--executor local: runs 1 worker, got {resources.workers}; use --executor ray"
+            )
+        return LocalExecutor(factory)
+    gpus = resources.gpus_per_worker
+    if gpus is None:
+        share = torch.cuda.device_count() / resources.workers if spec.device == "cuda" else 0.0
+        gpus = float(int(share)) if share >= 1 else share
+    return RayExecutor(factory, resources.workers, address=resources.address, gpus_per_worker=gpus)
+
+
+def _canaries(
+    settings: RunSettings,
+    cards: dict[str, NetCard],
+    spec: EvaluatorSpec,
+    store: RunStore,
+    display: Display,
+) -> None:
+    """Before anything is searched: what no candidate can beat, and how much seeds alone move."""
+    path = store.path / "canaries.json"
+    if path.is_file() or "fid" not in settings.objectives:
+        return
+    space = settings.space
+    card = cards[space.supernets[0]]
+    solver, args = space.solvers[0]
+    calls = space.calls[len(space.calls) // 2]
+    stage = plan_stage(
+        card,
+        solver=solver,
+        calls=calls,
+        grid=space.grids[0],
+        widths=max(space.width_choices),
+        **args,
+    )
+    evaluator, schedule = Evaluator(spec), StepSchedule((stage,))
+    seed = settings.evaluation.seed
+    fids = {s: evaluator.measure(schedule, s).values["fid"] for s in (seed, seed + 1)}
+    facts = json.loads((store.path / "env.json").read_text(encoding="utf-8"))["facts"]
+    floor = facts.get("real_vs_real")
+    baseline = f"{solver}, {space.grids[0]}, {calls} calls, width {max(space.width_choices):g}"
+    found = {"real_vs_real": floor, "baseline": baseline, "baseline_fid_by_seed": fids}
+    store.write_text("canaries.json", json.dumps(found, indent=2) + "\n")
+    shown = "not measurable" if floor is None else f"{floor:.2f}"
+    display.say(f"canary: real against real (halves of the data) FID {shown}")
+    both = " and ".join(f"{fid:.2f}" for fid in fids.values())
+    display.say(f"canary: baseline ({baseline}) FID {both} with two seeds")
+
+
+def _shared_data(settings: RunSettings) -> Dataset:
+    first = settings.recipes[0]
+    for recipe in settings.recipes[1:]:
+        if recipe.data != first.data:
+            raise ConfigError(
+                f"supernets: '{first.name}' and '{recipe.name}' are trained on different data and "
+                f"cannot be compared; use one data set"
+            )
+    return recipe_data(first)
+
+
+def _check_same(settings: RunSettings, out: Path) -> None:
+    try:
+        found = json.loads((out / "env.json").read_text(encoding="utf-8"))["space_sha256"]
+    except (OSError, ValueError, KeyError):
+        raise RunError(
+            f"{out}/env.json: missing or damaged; restore it or start a new run"
+        ) from None
+    wanted = content_hash(settings.content())
+    if found != wanted:
+        raise RunError(
+            f"{out}: created for space {found[:8]}, this one is {wanted[:8]}; restore the file or "
+            f"start a new run with -o"
+        )
+
+
+def _check_env(out: Path, env: str) -> None:
+    """RunError where networks, data or statistics are no longer what the journal was made with."""
+    old, new = json.loads((out / "env.json").read_text(encoding="utf-8")), json.loads(env)
+    for name in ("supernets", "metric_id", "data_sha256"):
+        if old[name] != new[name]:
+            raise RunError(
+                f"{out}: {name} changed from {old[name]} to {new[name]}; start a new run"
+            )
+
+
+@contextmanager
+def _logging_to(path: Path) -> Iterator[None]:
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root = logging.getLogger("stepsearch")
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    root.propagate = False
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        handler.close()
+
+
+@contextmanager
+def _stop_on_signals(store: RunStore) -> Iterator[None]:
+    """The first SIGINT, SIGTERM or SIGUSR1 stops the search in good order, a second one at once."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        name = signal.Signals(number).name
+        raise Interrupted(
+            f"stopped by {name} after {len(store.trials)} trials; continue with "
+            f"`stepsearch resume {store.path}`"
+        )
+
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    before = {n: signal.signal(n, stop) for n in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

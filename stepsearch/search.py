@@ -1,0 +1,203 @@
+"""The search loop. Resume is replay: the same seed asks the same genomes, and what the journal
+holds is told instead of measured."""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+
+from stepsearch.algorithms.registry import ALGORITHMS, Problem
+from stepsearch.build import build_schedule, plan_stage
+from stepsearch.core.errors import FailureBudgetExceeded, NoFeasibleCandidate, RunError, SpaceError
+from stepsearch.core.protocols import Executor, Genome, NetCard
+from stepsearch.core.schedule import StepSchedule
+from stepsearch.core.settings import RunSettings, content_hash
+from stepsearch.core.trial import Measurement, Trial
+from stepsearch.evaluate import EvaluatorSpec
+from stepsearch.objectives.registry import OBJECTIVES
+from stepsearch.store import RunStore
+
+FAILURES_FRACTION, FAILURES_LEAST = 0.1, 5  # failed trials that a search puts up with
+UNIFORM_FRACTION = 0.75  # of the first generation at most; the rest is random
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where a search stands, after every trial."""
+
+    generation: int
+    generations: int
+    done: int  # trials finished, those of the journal included
+    planned: int  # trials if no generation falls short
+    replayed: int  # of `done`, found in the journal
+    failed: int
+    latest: Trial
+
+
+def run_search(
+    settings: RunSettings,
+    cards: Mapping[str, NetCard],
+    store: RunStore,
+    executor: Executor,
+    on_trial: Callable[[Progress], None] = lambda progress: None,
+) -> None:
+    """Search until the budget is spent or the space is exhausted; every trial goes to `store`.
+
+    Args:
+        cards: supernets by name.
+        on_trial: told of every trial that is measured.
+
+    Raises:
+        RunError: a journal of another search.
+        FailureBudgetExceeded, NoFeasibleCandidate: nothing to trust or to show.
+    """
+    compile_genome = _compiler(settings, cards)
+    algorithm = ALGORITHMS[settings.search.algorithm](
+        _problem(settings, cards, compile_genome), settings.search
+    )
+    known = {t.key: t for t in store.trials}
+    replayed, first = len(known), 0
+    budget = settings.search.population * settings.search.generations
+    for generation in range(settings.search.generations):
+        genomes = algorithm.ask()
+        if not genomes:
+            log.info("generation %d: every schedule of the space has been tried", generation)
+            break
+        schedules = [compile_genome(g) for g in genomes]
+        keys = [s.key() for s in schedules]
+        waiting = {}
+        for i, (genome, schedule, key) in enumerate(zip(genomes, schedules, keys, strict=True)):
+            if key not in known:
+                waiting[key] = (first + i, genome, schedule)
+            elif (known[key].trial_id, known[key].generation) != (first + i, generation):
+                raise RunError(f"{store.path}: the journal is of another search; start a new run")
+        for key, result in executor.map([schedule for _, _, schedule in waiting.values()]):
+            number, genome, schedule = waiting[key]
+            known[key] = Trial(
+                trial_id=number,
+                generation=generation,
+                key=key,
+                schedule=schedule.to_json(),
+                candidate=settings.space.decode(genome),
+                call_widths=schedule.widths,
+                result=result,
+            )
+            store.append(known[key])
+            failed = sum(not t.complete for t in store.trials)
+            on_trial(
+                Progress(
+                    generation,
+                    settings.search.generations,
+                    len(store.trials),
+                    budget,
+                    replayed,
+                    failed,
+                    known[key],
+                )
+            )
+            _check_failures(failed, budget, store)
+        algorithm.tell([_told(known[key], settings.objectives) for key in keys])
+        store.write_tables()
+        first += len(genomes)
+    if not any(t.complete for t in store.trials):
+        raise NoFeasibleCandidate(f"{store.path}: no trial was completed; see log.txt")
+
+
+def _told(trial: Trial, objectives: tuple[str, ...]) -> tuple[float, ...] | None:
+    if not isinstance(trial.result, Measurement):
+        return None
+    return tuple(trial.result.values[name] for name in objectives)
+
+
+def _check_failures(failed: int, budget: int, store: RunStore) -> None:
+    allowed = max(FAILURES_LEAST, int(FAILURES_FRACTION * budget))
+    if failed > allowed:
+        store.write_tables()
+        last = next(t for t in reversed(store.trials) if not t.complete)
+        raise FailureBudgetExceeded(
+            f"{store.path}: {failed} trials failed, more than the {allowed} allowed; the last: "
+            f"{last.result.error}"
+        )
+
+
+def _compiler(
+    settings: RunSettings, cards: Mapping[str, NetCard]
+) -> Callable[[Genome], StepSchedule]:
+    """genome -> schedule, each compiled once."""
+
+    @functools.cache
+    def compile_genome(genome: Genome) -> StepSchedule:
+        return build_schedule(settings.space.decode(genome), cards)
+
+    return compile_genome
+
+
+def _problem(
+    settings: RunSettings,
+    cards: Mapping[str, NetCard],
+    compile_genome: Callable[[Genome], StepSchedule],
+) -> Problem:
+    by_key = {card.key: card for card in cards.values()}
+
+    @functools.cache
+    def identity(genome: Genome) -> str | None:
+        schedule = compile_genome(genome)
+        for name, (low, high) in settings.constraints.items():
+            if not low <= OBJECTIVES[name](schedule, by_key, None) <= high:
+                return None
+        return schedule.key()
+
+    uniform = max(1, int(UNIFORM_FRACTION * settings.search.population))
+    return Problem(
+        sizes=tuple(n for _, n in settings.space.genes),
+        first=tuple(settings.space.uniform_genomes(uniform)),
+        objectives=len(settings.objectives),
+        identity=identity,
+    )
+
+
+def check_space(settings: RunSettings, cards: Mapping[str, NetCard]) -> None:
+    """SpaceError for a combination of listed choices that cannot be run; tries every one."""
+    space = settings.space
+    for name in space.supernets:
+        for grid in space.grids:
+            for solver, args in space.solvers:
+                for calls in space.calls:
+                    try:
+                        plan_stage(cards[name], solver=solver, calls=calls, grid=grid, **args)
+                    except SpaceError as error:
+                        place = f"schedule: {solver} {dict(args)} on {grid} with {calls} calls"
+                        raise SpaceError(f"{place}: {error}") from None
+    if not any(_problem(settings, cards, _compiler(settings, cards)).first):
+        raise SpaceError("schedule: the space has no uniform strategy")
+
+
+def environment(
+    settings: RunSettings,
+    cards: Mapping[str, NetCard],
+    spec: EvaluatorSpec,
+    facts: Mapping[str, float],
+) -> str:
+    """env.json: versions, seeds, hashes of networks and statistics, hardware, facts of the data."""
+    packages = ("stepsearch", "torch", "numpy", "scipy", "pymoo", "ray", "pandas")
+    data = {
+        "space_sha256": content_hash(settings.content()),
+        "supernets": {name: {"key": c.key, "sha256": c.sha256} for name, c in cards.items()},
+        "metric_id": spec.metric_id,
+        "objectives": list(settings.objectives),
+        "data_sha256": spec.data_sha256,
+        "features": settings.evaluation.features,
+        "device": spec.device,
+        "seeds": {"search": settings.search.seed, "evaluation": settings.evaluation.seed},
+        "facts": dict(facts),
+        "versions": {"python": platform.python_version()} | {p: version(p) for p in packages},
+        "machine": f"{platform.system()} {platform.machine()} {platform.processor()}".strip(),
+    }
+    return json.dumps(data, indent=2, sort_keys=True) + "\n"
