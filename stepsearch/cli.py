@@ -178,8 +178,8 @@ def _status(args: argparse.Namespace) -> int:
 
 
 def _front(args: argparse.Namespace) -> int:
-    from stepsearch.report import front_text, markdown_table, savings
     from stepsearch.store import load_run
+    from stepsearch.tables import front_text, markdown_table, savings
 
     run = load_run(args.run)
     frame = savings(run.trials) if args.savings else run.pareto
@@ -188,7 +188,7 @@ def _front(args: argparse.Namespace) -> int:
     elif args.format == "json":
         print(frame.to_json(orient="records", indent=2))
     else:
-        print(markdown_table(frame) if args.savings else front_text(frame))
+        print(markdown_table(frame) if args.savings else front_text(frame), end="")
     return 0
 
 

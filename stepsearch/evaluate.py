@@ -132,7 +132,7 @@ def prepare_evaluation(
     reference = Reference.of(features)
     identity = {"extractor": [extractor.name, extractor.sha256], "reference": reference.sha256}
     text = json.dumps(identity | {"pixels": "uint8", "images": data.images.shape}, sort_keys=True)
-    metric_id = "m" + hashlib.sha256(text.encode()).hexdigest()[:11]
+    metric_id = f"{settings.features}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
     path = cache_folder() / f"reference-{metric_id}.npz"
     if not path.is_file():
         write_atomic(path, _npz(mean=reference.mean, cov=reference.cov))

@@ -1,4 +1,4 @@
-"""What a finished run shows people, drawn and written from its tables alone.
+"""Plots of a finished run, drawn from its tables alone and good enough for a paper.
 
 Every function takes the frames of trials.csv, pareto.csv and generations.csv as pandas reads them.
 """
@@ -15,6 +15,14 @@ from typing import TYPE_CHECKING, Any
 from stepsearch.core.errors import RunError
 from stepsearch.core.files import write_atomic
 from stepsearch.core.schedule import StepSchedule, parse_run_length
+from stepsearch.tables import (
+    EMPTY,
+    cell,
+    complete_rows,
+    k_l,
+    significant,
+    uniform_rows,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,10 +31,6 @@ if TYPE_CHECKING:
 
 Look = dict[str, Any]  # options of matplotlib
 PANELS = 6  # schedules shown by `plot_schedules`
-EMPTY = "no completed trials"
-SAVINGS = ["width", "calls", "grid", "fid", "gflops_per_image"]
-SAVINGS += ["answer_trial", "answer_fid", "answer_gflops", "answer", "saving"]
-ORDER = ["gflops_per_image", "fid", "trial_id"]
 # Rows that differ in one of these are different strategies even at equal widths.
 SETTING = ["solver", "pfdiff_k", "pfdiff_l", "nfe", "grid", "supernet", "relay_start", "guidance"]
 NAMES = {"ddim": "DDIM", "ddpm": "DDPM", "heun": "Heun", "pfdiff": "PFDiff", "unipc": "UniPC"}
@@ -63,101 +67,6 @@ TICKS: Look = {"steps": [1, 2, 5, 10]}
 WHOLE: Look = TICKS | {"integer": True, "min_n_ticks": 1}
 
 
-# --- tables -------------------------------------------------------------------------------------
-
-
-def savings(trials: pd.DataFrame) -> pd.DataFrame:
-    """What the search saves on every uniform-width DDIM strategy, the dearest first.
-
-    The answer to a strategy is the cheapest completed trial whose FID is no higher, the strategy
-    itself included; ties go to the lower FID and then to the earlier trial. Only trials of the
-    same metric and number of images are compared. `saving` is the part of the strategy's compute
-    that the answer does without.
-    """
-    import pandas as pd
-
-    rows = []
-    for _, same in _complete(trials).groupby(["metric_id", "n_samples"], dropna=False):
-        for own in same[_uniform(same) & same["solver"].eq("ddim")].to_dict("records"):
-            best = same[same["fid"] <= own["fid"]].iloc[0].to_dict()
-            cost, least = own["gflops_per_image"], best["gflops_per_image"]
-            width, calls = parse_run_length(own["widths"])[0], int(own["nfe"])
-            strategy = (width, calls, own["grid"], own["fid"], cost)
-            text = f"{_solver(best)}, {best['grid']}, {int(best['nfe'])} calls"
-            text += f", widths {best['widths']}"
-            saving = 1 - least / cost if cost else 0.0
-            rows.append((*strategy, int(best["trial_id"]), best["fid"], least, text, saving))
-    rows.sort(key=lambda row: (-row[4], row[3]))  # GFLOPs, FID
-    return pd.DataFrame(rows, columns=SAVINGS)
-
-
-def markdown_table(frame: pd.DataFrame) -> str:
-    """A GitHub table of `frame`, rounded by what each column holds."""
-    import pandas as pd
-
-    numeric = [pd.api.types.is_numeric_dtype(frame[name]) for name in frame]
-    lines = [list(frame), ["---:" if n else ":---" for n in numeric]]
-    for row in frame.itertuples(index=False, name=None):
-        lines.append([_cell(str(name), value) for name, value in zip(frame, row, strict=True)])
-    escaped = [
-        [str(cell).replace("|", r"\|").replace("\n", " ") for cell in line] for line in lines
-    ]
-    return "".join(f"| {' | '.join(line)} |\n" for line in escaped)
-
-
-def front_text(pareto: pd.DataFrame) -> str:
-    """The front as aligned plain text for a terminal, cheap first."""
-    done = _complete(pareto)
-    if done.empty:
-        return EMPTY + "\n"
-    head = ["trial", "fid ± se", "gflops", "nfe", "solver", "grid", "mean width", "widths"]
-    align = ">>>><<><"
-    rows = [
-        [
-            str(int(row["trial_id"])),
-            f"{row['fid']:.2f}" + (f" ± {row['fid_se']:.2f}" if _known(row, "fid_se") else ""),
-            significant(row["gflops_per_image"]),
-            str(int(row["nfe"])),
-            _solver(row),
-            str(row["grid"]),
-            f"{row['mean_width']:.2f}",
-            str(row["widths"]),
-        ]
-        for row in done.to_dict("records")
-    ]
-    size = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    lines = [
-        "  ".join(f"{c:{a}{n}}" for c, a, n in zip(line, align, size, strict=True)).rstrip()
-        for line in (head, *rows)
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def significant(value: float, digits: int = 3) -> str:
-    """`value` to so many significant digits without an exponent; whole digits are all kept."""
-    if value == 0 or not math.isfinite(value):
-        return f"{value:g}"
-    exponent = int(f"{value:.{digits - 1}e}".split("e")[1])
-    return f"{value:.{max(0, digits - 1 - exponent)}f}"
-
-
-def _cell(name: str, value: Any) -> str:
-    if value is None or value != value:  # NaN
-        return ""
-    if isinstance(value, str | bool) or not hasattr(value, "__float__"):
-        return str(value)
-    if "fid" in name:
-        return f"{value:.{1 if round(value, 2) >= 10 else 2}f}"
-    if "gflops" in name:
-        return significant(value)
-    if name == "saving":
-        return f"{100 * value:.1f}%"
-    return f"{value:.0f}" if float(value).is_integer() else f"{value:.4g}"
-
-
-# --- plots --------------------------------------------------------------------------------------
-
-
 def plot_all(
     trials: pd.DataFrame,
     pareto: pd.DataFrame,
@@ -175,7 +84,7 @@ def plot_all(
 
 def plot_front(trials: pd.DataFrame, path: Path) -> list[Path]:
     """FID against compute: every trial by generation, uniform-width strategies, and the front."""
-    done = _complete(trials)
+    done = complete_rows(trials)
 
     def draw(figure: Figure) -> None:
         ax = figure.add_subplot()
@@ -188,7 +97,7 @@ def plot_front(trials: pd.DataFrame, path: Path) -> list[Path]:
         _scale(ax, "y", done["fid"], ratio=5)
         _draw_trials(ax, done)
         _draw_front(ax, done[done["is_pareto"].eq(True)])
-        _draw_uniform(ax, done[_uniform(done)])
+        _draw_uniform(ax, done[uniform_rows(done)])
         ax.set_title(_measured(done), color=GREY)
         labels = ax.get_legend_handles_labels()[1]
         columns = 2 if max(map(len, labels), default=0) <= 46 else 1  # what fits `WIDE`
@@ -206,7 +115,7 @@ def plot_schedules(
     Raises:
         RunError: a row whose key is not in `schedules`.
     """
-    done = _complete(pareto)
+    done = complete_rows(pareto)
     rows = done.iloc[_spread(list(done["gflops_per_image"]), PANELS)].to_dict("records")
     for row in rows:
         if row["key"] not in schedules:
@@ -361,7 +270,7 @@ def _draw_schedule(ax: Axes, schedule: StepSchedule, end: float) -> None:
 def _panel(row: Mapping[str, Any]) -> str:
     return (
         f"{_display(row)}, {int(row['nfe'])} calls, {row['grid']} grid\n"
-        f"{significant(row['gflops_per_image'])} GFLOPs, FID {_cell('fid', row['fid'])}"
+        f"{significant(row['gflops_per_image'])} GFLOPs, FID {cell('fid', row['fid'])}"
     )
 
 
@@ -385,23 +294,6 @@ def _scale(ax: Axes, name: str, values: pd.Series[float], ratio: float) -> None:
     axis.set_major_formatter("{x:g}")
 
 
-# --- rows ---------------------------------------------------------------------------------------
-
-
-def _complete(trials: pd.DataFrame) -> pd.DataFrame:
-    """Rows with a measurement, cheap first; whatever is not finite was never one."""
-    done = trials[trials["state"].eq("COMPLETE")]
-    numbers = {name: done.get(name, math.nan) for name in ("fid", "fid_se", "gflops_per_image")}
-    done = done.assign(**numbers).astype(dict.fromkeys(numbers, float))
-    finite = (done["fid"] + done["gflops_per_image"]).map(math.isfinite).astype(bool)
-    return done[finite].sort_values(ORDER, ignore_index=True)
-
-
-def _uniform(trials: pd.DataFrame) -> pd.Series[bool]:
-    """Mask of the rows that use one width throughout."""
-    return trials["widths"].map(lambda text: len(set(parse_run_length(text))) == 1).astype(bool)
-
-
 def _spread(costs: list[float], count: int) -> list[int]:
     """Positions of at most `count` of the ascending `costs`, both ends and evenly between."""
     if len(costs) <= count:
@@ -417,23 +309,9 @@ def _spread(costs: list[float], count: int) -> list[int]:
     return sorted(chosen)
 
 
-def _known(row: Mapping[str, Any], name: str) -> bool:
-    value = row.get(name)
-    return value is not None and value == value
-
-
-def _k_l(row: Mapping[str, Any]) -> str:
-    return f"{int(row['pfdiff_k'])}_{int(row['pfdiff_l'])}" if _known(row, "pfdiff_k") else ""
-
-
-def _solver(row: Mapping[str, Any]) -> str:
-    """As the tables write it: 'ddim', 'pfdiff 2_1'."""
-    return f"{row['solver']} {_k_l(row)}".rstrip()
-
-
 def _display(row: Mapping[str, Any]) -> str:
     """As papers write it: 'DDIM', 'PFDiff-2_1'."""
-    return f"{NAMES.get(row['solver'], row['solver'])}-{_k_l(row)}".rstrip("-")
+    return f"{NAMES.get(row['solver'], row['solver'])}-{k_l(row)}".rstrip("-")
 
 
 def _measured(done: pd.DataFrame) -> str:

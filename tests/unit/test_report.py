@@ -24,6 +24,7 @@ from stepsearch.core.process import VPLinear1000
 from stepsearch.core.schedule import Call, Stage, StepSchedule, parse_run_length
 from stepsearch.core.space import Candidate
 from stepsearch.core.trial import COLUMNS, Failure, Measurement, Trial
+from stepsearch.tables import SAVINGS, front_text, markdown_table, savings
 
 CHOICES = (0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)
 CALLS = (5, 8, 10, 15, 20)
@@ -213,8 +214,8 @@ def test_every_table_can_be_shown(run, tmp_path, monkeypatch, case):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         report.plot_all(trials, pareto, generations, schedules, tmp_path)
-        report.markdown_table(report.savings(trials))
-        report.front_text(pareto)
+        markdown_table(savings(trials))
+        front_text(pareto)
     assert list(files_of(tmp_path)) == NAMES
 
 
@@ -313,8 +314,8 @@ def test_savings_of_a_small_table_by_hand():
         ("ddim", "0.75x8", None, None),  # failed
         ("ddim", "0.5x2|1.0x6", 10.0, 3.0),  # as good and as cheap as trial 3, but later
     )
-    got = report.savings(frame)
-    assert list(got.columns) == report.SAVINGS
+    got = savings(frame)
+    assert list(got.columns) == SAVINGS
     assert list(got.itertuples(index=False, name=None)) == [
         (
             1.0,
@@ -335,20 +336,20 @@ def test_savings_of_a_small_table_by_hand():
 
 def test_savings_compare_nothing_across_metrics_or_numbers_of_images():
     frame = frame_of(*[("ddim", f"{w}x4", 10.0, w * 4) for w in (1.0, 0.75, 0.5)])
-    assert set(report.savings(frame)["answer_trial"]) == {2}
-    assert list(report.savings(frame.assign(n_samples=[500, 500, 100]))["answer_trial"]) == [
+    assert set(savings(frame)["answer_trial"]) == {2}
+    assert list(savings(frame.assign(n_samples=[500, 500, 100]))["answer_trial"]) == [
         1,
         1,
         2,
     ]
     ids = frame.assign(metric_id=["a", "b", "b"])
-    assert list(report.savings(ids)["answer_trial"]) == [0, 2, 2]
+    assert list(savings(ids)["answer_trial"]) == [0, 2, 2]
 
 
 def test_savings_without_completed_trials_keep_their_columns(run):
-    empty = report.savings(run[0].iloc[:0])
+    empty = savings(run[0].iloc[:0])
     assert len(empty) == 0
-    assert list(empty.columns) == report.SAVINGS
+    assert list(empty.columns) == SAVINGS
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -362,7 +363,7 @@ def test_savings_agree_with_brute_force(seed):
         solver = str(rng.choice(["ddim", "pfdiff 2_1"]))
         numbers = (None, None) if rng.random() < 0.1 else rng.integers(1, 12, 2) / 4
         rows.append((solver, widths, *numbers))  # few values, so that there are ties
-    got = report.savings(frame_of(*rows))
+    got = savings(frame_of(*rows))
     done = [(gflops, fid, i) for i, (_, _, fid, gflops) in enumerate(rows) if fid is not None]
     want = [
         (gflops, fid, *min(other for other in done if other[1] <= fid))
@@ -386,9 +387,9 @@ def parse_markdown(text):
 
 
 def test_markdown_parses_back(run):
-    frame = report.savings(run[0])
-    head, rule, *rows = parse_markdown(report.markdown_table(frame))
-    assert head == report.SAVINGS
+    frame = savings(run[0])
+    head, rule, *rows = parse_markdown(markdown_table(frame))
+    assert head == SAVINGS
     assert set(rule) == {"---:", ":---"}
     assert len(rows) == len(frame) > 10
     for cells, row in zip(rows, frame.to_dict("records"), strict=True):
@@ -410,7 +411,7 @@ def test_markdown_rounds_by_what_a_column_holds():
             "error": ["a|b", "two\nlines", None],
         }
     )
-    assert parse_markdown(report.markdown_table(frame))[2:] == [
+    assert parse_markdown(markdown_table(frame))[2:] == [
         ["9.99", "0.100", "38.6%", "2", "inf", "a|b"],
         ["10.0", "1234", "0.0%", "", "1.235", "two lines"],
         ["123.5", "0.00123", "100.0%", "1", "3", ""],
@@ -419,7 +420,7 @@ def test_markdown_rounds_by_what_a_column_holds():
 
 def test_front_text_has_every_row_aligned_and_cheap_first(run):
     pareto = run[1].sample(frac=1, random_state=0)
-    head, *lines = report.front_text(pareto).splitlines()
+    head, *lines = front_text(pareto).splitlines()
     rows = pareto.sort_values("gflops_per_image").to_dict("records")
     start = head.index("widths")
     for line, row in zip(lines, rows, strict=True):
@@ -433,8 +434,8 @@ def test_front_text_has_every_row_aligned_and_cheap_first(run):
         )
         assert f" {row['nfe']}  {solver} " in line
         assert f" {row['grid']} " in line
-    assert "±" not in report.front_text(pareto.drop(columns="fid_se")).split("\n", 1)[1]
-    assert report.front_text(pareto.iloc[:0]) == "no completed trials\n"
+    assert "±" not in front_text(pareto.drop(columns="fid_se")).split("\n", 1)[1]
+    assert front_text(pareto.iloc[:0]) == "no completed trials\n"
 
 
 def test_importing_the_report_is_light():

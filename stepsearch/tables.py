@@ -1,0 +1,140 @@
+"""What a finished run says in words and numbers, from its tables alone.
+
+Every function takes the frames of trials.csv or pareto.csv as pandas reads them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from stepsearch.core.schedule import parse_run_length
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+EMPTY = "no completed trials"
+SAVINGS = ["width", "calls", "grid", "fid", "gflops_per_image"]
+SAVINGS += ["answer_trial", "answer_fid", "answer_gflops", "answer", "saving"]
+ORDER = ["gflops_per_image", "fid", "trial_id"]
+
+
+def savings(trials: pd.DataFrame) -> pd.DataFrame:
+    """What the search saves on every uniform-width DDIM strategy, the dearest first.
+
+    The answer to a strategy is the cheapest completed trial whose FID is no higher, the strategy
+    itself included; ties go to the lower FID and then to the earlier trial. Only trials of the
+    same metric and number of images are compared. `saving` is the part of the strategy's compute
+    that the answer does without.
+    """
+    import pandas as pd
+
+    rows = []
+    for _, same in complete_rows(trials).groupby(["metric_id", "n_samples"], dropna=False):
+        for own in same[uniform_rows(same) & same["solver"].eq("ddim")].to_dict("records"):
+            best = same[same["fid"] <= own["fid"]].iloc[0].to_dict()
+            cost, least = own["gflops_per_image"], best["gflops_per_image"]
+            width, calls = parse_run_length(own["widths"])[0], int(own["nfe"])
+            strategy = (width, calls, own["grid"], own["fid"], cost)
+            text = f"{solver_text(best)}, {best['grid']}, {int(best['nfe'])} calls"
+            text += f", widths {best['widths']}"
+            saving = 1 - least / cost if cost else 0.0
+            rows.append((*strategy, int(best["trial_id"]), best["fid"], least, text, saving))
+    rows.sort(key=lambda row: (-row[4], row[3]))  # GFLOPs, FID
+    return pd.DataFrame(rows, columns=SAVINGS)
+
+
+def markdown_table(frame: pd.DataFrame) -> str:
+    """A GitHub table of `frame`, rounded by what each column holds."""
+    import pandas as pd
+
+    numeric = [pd.api.types.is_numeric_dtype(frame[name]) for name in frame]
+    lines = [list(frame), ["---:" if n else ":---" for n in numeric]]
+    for row in frame.itertuples(index=False, name=None):
+        lines.append([cell(str(name), value) for name, value in zip(frame, row, strict=True)])
+    escaped = [
+        [str(cell).replace("|", r"\|").replace("\n", " ") for cell in line] for line in lines
+    ]
+    return "".join(f"| {' | '.join(line)} |\n" for line in escaped)
+
+
+def front_text(pareto: pd.DataFrame) -> str:
+    """The front as aligned plain text for a terminal, cheap first."""
+    done = complete_rows(pareto)
+    if done.empty:
+        return EMPTY + "\n"
+    head = ["trial", "fid ± se", "gflops", "nfe", "solver", "grid", "mean width", "widths"]
+    align = ">>>><<><"
+    rows = [
+        [
+            str(int(row["trial_id"])),
+            f"{row['fid']:.2f}" + (f" ± {row['fid_se']:.2f}" if is_known(row, "fid_se") else ""),
+            significant(row["gflops_per_image"]),
+            str(int(row["nfe"])),
+            solver_text(row),
+            str(row["grid"]),
+            f"{row['mean_width']:.2f}",
+            str(row["widths"]),
+        ]
+        for row in done.to_dict("records")
+    ]
+    size = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    lines = [
+        "  ".join(f"{c:{a}{n}}" for c, a, n in zip(line, align, size, strict=True)).rstrip()
+        for line in (head, *rows)
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def significant(value: float, digits: int = 3) -> str:
+    """`value` to so many significant digits without an exponent; whole digits are all kept."""
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
+    exponent = int(f"{value:.{digits - 1}e}".split("e")[1])
+    return f"{value:.{max(0, digits - 1 - exponent)}f}"
+
+
+def cell(name: str, value: Any) -> str:
+    """A value rounded as its column asks for; empty where nothing is known."""
+    if value is None or value != value:  # NaN
+        return ""
+    if isinstance(value, str | bool) or not hasattr(value, "__float__"):
+        return str(value)
+    if "fid" in name:
+        return f"{value:.{1 if round(value, 2) >= 10 else 2}f}"
+    if "gflops" in name:
+        return significant(value)
+    if name == "saving":
+        return f"{100 * value:.1f}%"
+    return f"{value:.0f}" if float(value).is_integer() else f"{value:.4g}"
+
+
+def complete_rows(trials: pd.DataFrame) -> pd.DataFrame:
+    """Rows with a measurement, cheap first; whatever is not finite was never one."""
+    done = trials[trials["state"].eq("COMPLETE")]
+    numbers = {name: done.get(name, math.nan) for name in ("fid", "fid_se", "gflops_per_image")}
+    done = done.assign(**numbers).astype(dict.fromkeys(numbers, float))
+    finite = (done["fid"] + done["gflops_per_image"]).map(math.isfinite).astype(bool)
+    return done[finite].sort_values(ORDER, ignore_index=True)
+
+
+def uniform_rows(trials: pd.DataFrame) -> pd.Series[bool]:
+    """Mask of the rows that use one width throughout."""
+    return trials["widths"].map(lambda text: len(set(parse_run_length(text))) == 1).astype(bool)
+
+
+def is_known(row: Mapping[str, Any], name: str) -> bool:
+    """Whether a row has a value in a column."""
+    value = row.get(name)
+    return value is not None and value == value
+
+
+def k_l(row: Mapping[str, Any]) -> str:
+    """PFDiff's k and l as '2_1', empty for other solvers."""
+    return f"{int(row['pfdiff_k'])}_{int(row['pfdiff_l'])}" if is_known(row, "pfdiff_k") else ""
+
+
+def solver_text(row: Mapping[str, Any]) -> str:
+    """As the tables write it: 'ddim', 'pfdiff 2_1'."""
+    return f"{row['solver']} {k_l(row)}".rstrip()
