@@ -119,13 +119,13 @@ def _resources(args: argparse.Namespace) -> Resources:
 def _train(args: argparse.Namespace) -> int:
     from stepsearch.config import read_recipe
     from stepsearch.progress import Display
-    from stepsearch.run import train
+    from stepsearch.run import stop_on_signals, train
     from stepsearch.supernet import check_buildable, recipe_data
 
     recipe = read_recipe(args.file, args.overrides)
     data = recipe_data(recipe)
     check_buildable(recipe, data)
-    with Display() as display:
+    with Display() as display, stop_on_signals("the same command"):
         path, card = train(recipe, data, display, args.device)
         for width, flops in zip(card.widths, card.flops, strict=True):
             loss = card.training.get("loss", {}).get(f"{width:g}")

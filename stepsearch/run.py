@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import os
 import signal
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -25,8 +26,8 @@ from stepsearch.executors.local import LocalExecutor
 from stepsearch.executors.ray_pool import RayExecutor
 from stepsearch.progress import Display
 from stepsearch.report import plot_all
-from stepsearch.search import check_space, environment, run_search
-from stepsearch.store import JOURNAL, RunStore, load_run
+from stepsearch.search import environment, run_search
+from stepsearch.store import RunStore, check_absent, is_run, load_run
 from stepsearch.supernet import check_buildable, ensure_supernet, recipe_data, supernet_path
 from stepsearch.training.data import Dataset
 
@@ -55,15 +56,13 @@ def start_run(
         ConfigError: `out` exists and `resume` is not set, or settings that cannot be run.
         RunError: `out` holds another search.
     """
-    there = (out / JOURNAL).is_file() or (out / "env.json").is_file()
-    if there and not resume:
-        raise ConfigError(
-            f"{out}: exists already and nothing is overwritten; continue it with "
-            f"`stepsearch resume {out}` or choose another folder with -o"
-        )
+    there = resume and is_run(out)
     if there:
         _check_same(settings, out)
-    with Display() as display:
+    else:
+        check_absent(out)
+    again = f"stepsearch resume {out}" if there else "the same command"
+    with Display() as display, stop_on_signals(again):
         data = _shared_data(settings)
         for recipe in settings.recipes:
             check_buildable(recipe, data)
@@ -72,7 +71,6 @@ def start_run(
             path, card = train(recipe, data, display, settings.evaluation.device)
             cards[recipe.name] = card
             paths.append(str(path))
-        check_space(settings, cards)
         display.stage("features and reference statistics", 1)
         spec, facts = prepare_evaluation(
             settings.evaluation, settings.objectives, data, tuple(paths)
@@ -95,8 +93,8 @@ def start_run(
 def resume_run(out: Path, resources: Resources) -> None:
     """Continue the run in `out` from its own resolved.yaml."""
     resolved = out / "resolved.yaml"
-    if not resolved.is_file():
-        raise ConfigError(f"{out}: no run directory to resume (no resolved.yaml)")
+    if not is_run(out) or not resolved.is_file():
+        raise ConfigError(f"{out}: no run directory to resume")
     typed = (out / "space.yaml").read_text(encoding="utf-8")
     start_run(read_space(resolved), out, typed, resources, resume=True)
 
@@ -133,7 +131,8 @@ def _search(
         _canaries(settings, cards, spec, store, display)
         executor = _executor(spec, resources)
         stack.callback(executor.close)
-        stack.enter_context(_stop_on_signals(store))
+        # once more, since Ray has put its own handlers in place
+        stack.enter_context(stop_on_signals(f"stepsearch resume {store.path}"))
         planned = settings.search.population * settings.search.generations
         workers = f"{resources.workers} worker{'s' if resources.workers > 1 else ''}"
         display.say(f"search: {planned} trials on {workers}, results in {store.path}")
@@ -253,17 +252,18 @@ def _logging_to(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _stop_on_signals(store: RunStore) -> Iterator[None]:
-    """The first SIGINT, SIGTERM or SIGUSR1 stops the search in good order, a second one at once."""
+def stop_on_signals(again: str) -> Iterator[None]:
+    """The first SIGINT, SIGTERM or SIGUSR1 stops in good order, a second one at once.
+
+    Args:
+        again: the command that continues.
+    """
 
     def stop(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for n in numbers:
+            signal.signal(n, lambda *_: os._exit(130))
         name = signal.Signals(number).name
-        raise Interrupted(
-            f"stopped by {name} after {len(store.trials)} trials; continue with "
-            f"`stepsearch resume {store.path}`"
-        )
+        raise Interrupted(f"stopped by {name}; nothing finished is lost, continue with `{again}`")
 
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
     before = {n: signal.signal(n, stop) for n in numbers}

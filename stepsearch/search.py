@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from importlib.metadata import version
 
 from stepsearch.algorithms.registry import ALGORITHMS, Problem
-from stepsearch.build import build_schedule, plan_stage
-from stepsearch.core.errors import FailureBudgetExceeded, NoFeasibleCandidate, RunError, SpaceError
+from stepsearch.build import build_schedule
+from stepsearch.core.errors import FailureBudgetExceeded, NoFeasibleCandidate, RunError
 from stepsearch.core.protocols import Executor, Genome, NetCard
 from stepsearch.core.schedule import StepSchedule
 from stepsearch.core.settings import RunSettings, content_hash
@@ -106,6 +106,8 @@ def run_search(
         algorithm.tell([_told(known[key], settings.objectives) for key in keys])
         store.write_tables()
         first += len(genomes)
+    if not store.trials:
+        raise NoFeasibleCandidate("constraints: no schedule of the space meets them; widen them")
     if not any(t.complete for t in store.trials):
         raise NoFeasibleCandidate(f"{store.path}: no trial was completed; see log.txt")
 
@@ -161,22 +163,6 @@ def _problem(
         objectives=len(settings.objectives),
         identity=identity,
     )
-
-
-def check_space(settings: RunSettings, cards: Mapping[str, NetCard]) -> None:
-    """SpaceError for a combination of listed choices that cannot be run; tries every one."""
-    space = settings.space
-    for name in space.supernets:
-        for grid in space.grids:
-            for solver, args in space.solvers:
-                for calls in space.calls:
-                    try:
-                        plan_stage(cards[name], solver=solver, calls=calls, grid=grid, **args)
-                    except SpaceError as error:
-                        place = f"schedule: {solver} {dict(args)} on {grid} with {calls} calls"
-                        raise SpaceError(f"{place}: {error}") from None
-    if not any(_problem(settings, cards, _compiler(settings, cards)).first):
-        raise SpaceError("schedule: the space has no uniform strategy")
 
 
 def environment(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -67,18 +68,21 @@ class RunStore:
 
     @classmethod
     def create(cls, path: Path, objectives: Sequence[str], files: Mapping[str, str]) -> RunStore:
-        """A new run directory holding `files`; ConfigError where something is there already."""
+        """A new run directory holding `files`, there whole or not at all.
+
+        Raises:
+            ConfigError: something is there already, or the place cannot be written to.
+        """
+        check_absent(path)
+        draft = path.with_name(f".{path.name}.{os.getpid()}.new")
         try:
-            path.mkdir(parents=True)
-        except FileExistsError:
-            raise ConfigError(
-                f"{path}: exists already and nothing is overwritten; continue it with "
-                f"`stepsearch resume {path}` or choose another folder with -o"
-            ) from None
+            for name, text in files.items():
+                write_atomic(draft / name, text.encode())
+            (draft / JOURNAL).touch()
+            draft.rename(path)
         except OSError as error:
+            shutil.rmtree(draft, ignore_errors=True)
             raise ConfigError(f"{path}: cannot be created: {error.strerror}") from None
-        for name, text in files.items():
-            write_atomic(path / name, text.encode())
         return cls(path, objectives)
 
     def append(self, trial: Trial) -> None:
@@ -110,6 +114,22 @@ class RunStore:
         """Release the lock; safe to call twice."""
         self._journal.close()
         self._lock.release()
+
+
+def is_run(path: Path) -> bool:
+    """Whether a folder is a run directory."""
+    return (path / JOURNAL).is_file()
+
+
+def check_absent(path: Path) -> None:
+    """ConfigError where there is something at the place of a new run directory."""
+    if is_run(path):
+        raise ConfigError(
+            f"{path}: exists already and nothing is overwritten; continue it with "
+            f"`stepsearch resume {path}` or choose another folder with -o"
+        )
+    if path.exists():
+        raise ConfigError(f"{path}: exists and is no run directory; choose another with -o")
 
 
 def journal_line(trial: Trial) -> bytes:
@@ -239,7 +259,7 @@ def load_run(path: str | os.PathLike[str]) -> Run:
     import pandas as pd
 
     folder = Path(path)
-    if not (folder / JOURNAL).is_file():
+    if not is_run(folder):
         raise ConfigError(f"{folder}: no run directory (no {JOURNAL}); see `stepsearch run --help`")
     if not (folder / "trials.csv").is_file():
         raise ConfigError(f"{folder}: no generation is finished yet; try again later")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import traceback
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 
 from stepsearch.core.schedule import StepSchedule
 from stepsearch.core.trial import Failure, Measurement
@@ -15,17 +16,28 @@ Score = Callable[[StepSchedule], Measurement]
 log = logging.getLogger(__name__)
 
 
-def attempt(score: Score, schedule: StepSchedule) -> Measurement | str:
-    """The measurement, or one line on why there is none; the traceback goes to the log.
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """Why an attempt gave no measurement: one line for the table, the rest for the log."""
 
-    This is the boundary behind which a candidate may fail in any way without ending the search.
-    """
+    summary: str
+    details: str = ""
+
+
+def attempt(score: Score, schedule: StepSchedule) -> Measurement | Trouble:
+    """Score a schedule; a candidate may fail in any way without ending the search."""
     try:
         return score(schedule)
     except Exception as error:
-        log.warning("schedule %s failed\n%s", schedule.key(), traceback.format_exc())
         first = (str(error).strip().splitlines() or [""])[0]
-        return f"{type(error).__name__}: {first}"
+        return Trouble(f"{type(error).__name__}: {first}", traceback.format_exc())
+
+
+def note_trouble(schedule: StepSchedule, tries: int, trouble: Trouble) -> None:
+    """Write a failed attempt to the log."""
+    log.warning(
+        "schedule %s, attempt %d: %s\n%s", schedule.key(), tries, trouble.summary, trouble.details
+    )
 
 
 class LocalExecutor:
@@ -40,11 +52,17 @@ class LocalExecutor:
         for schedule in schedules:
             if self._score is None:
                 self._score = self._factory()
-            for _ in range(ATTEMPTS):
-                result = attempt(self._score, schedule)
-                if isinstance(result, Measurement):
-                    break
-            yield schedule.key(), Failure(result, ATTEMPTS) if isinstance(result, str) else result
+            yield schedule.key(), self._result(self._score, schedule)
+
+    def _result(self, score: Score, schedule: StepSchedule) -> Measurement | Failure:
+        trouble = Trouble("never tried")
+        for tries in range(1, ATTEMPTS + 1):
+            outcome = attempt(score, schedule)
+            if isinstance(outcome, Measurement):
+                return outcome
+            trouble = outcome
+            note_trouble(schedule, tries, trouble)
+        return Failure(trouble.summary, ATTEMPTS)
 
     def close(self) -> None:
         """Nothing to release."""

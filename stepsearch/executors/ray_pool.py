@@ -8,7 +8,6 @@ costs three workers and no more, and a lost node cannot leave tasks hanging (Ray
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import sys
 from collections import deque
@@ -19,12 +18,10 @@ from typing import Any
 from stepsearch.core.errors import ConfigError, StepsearchError
 from stepsearch.core.schedule import StepSchedule
 from stepsearch.core.trial import Failure, Measurement
-from stepsearch.executors.local import ATTEMPTS, Score, attempt
+from stepsearch.executors.local import ATTEMPTS, Score, Trouble, attempt, note_trouble
 
 START_SECONDS = 300.0  # for all workers to load their networks
 STORE_BYTES = 200_000_000  # schedules and scores are all that passes through the object store
-
-log = logging.getLogger(__name__)
 
 
 def _import_ray(address: str | None) -> Any:
@@ -53,7 +50,7 @@ class _Worker:
     def ready(self) -> int:
         return os.getpid()
 
-    def score(self, schedule: StepSchedule) -> Measurement | str:
+    def score(self, schedule: StepSchedule) -> Measurement | Trouble:
         return attempt(self._score, schedule)
 
 
@@ -143,21 +140,22 @@ class RayExecutor:
                 result = self._collect(ref, worker)
                 if isinstance(result, Measurement):
                     yield schedule.key(), result
-                elif tries < ATTEMPTS:
-                    log.warning("schedule %s: attempt %d: %s", schedule.key(), tries, result)
+                    continue
+                note_trouble(schedule, tries, result)
+                if tries < ATTEMPTS:
                     queue.append((schedule, tries + 1))
                 else:
-                    yield schedule.key(), Failure(result, tries)
+                    yield schedule.key(), Failure(result.summary, tries)
 
-    def _collect(self, ref: Any, worker: Any) -> Measurement | str:
+    def _collect(self, ref: Any, worker: Any) -> Measurement | Trouble:
         """The worker's answer; a dead worker is replaced."""
         try:
-            result: Measurement | str = self._ray.get(ref)
+            result: Measurement | Trouble = self._ray.get(ref)
         except self._ray.exceptions.RayError as error:
             with contextlib.suppress(ValueError):  # already gone
                 self._ray.kill(worker)
             self._idle.append(self._start())
-            return f"worker died ({type(error).__name__})"
+            return Trouble(f"worker died ({type(error).__name__})", str(error))
         self._idle.append(worker)
         return result
 
