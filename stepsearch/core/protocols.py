@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from stepsearch.core.errors import SpaceError
-from stepsearch.core.process import Process, get_process
+from stepsearch.core.process import PROCESSES, Process, get_process
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,6 +33,23 @@ class NetCard:
     flops: tuple[float, ...]  # per image and call, at each of `widths`; one multiply-add is 2
     arch: Mapping[str, Any] = field(default_factory=dict, hash=False)
     training: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        shape, widths = self.image_shape, self.widths
+        fine = {
+            "name": isinstance(self.name, str) and self.name != "",
+            "sha256": isinstance(self.sha256, str),
+            "family": isinstance(self.family, str),
+            "process": self.process in PROCESSES,
+            "image_shape": bool(shape) and all(type(n) is int and n > 0 for n in shape),
+            "widths": bool(widths) and all(_is_number(w) and 0 < w <= 1 for w in widths),
+            "flops": len(self.flops) == len(widths) and all(map(_is_number, self.flops)),
+            "arch": isinstance(self.arch, Mapping),
+            "training": isinstance(self.training, Mapping),
+        }
+        for name, ok in fine.items():
+            if not ok:
+                raise ValueError(f"network card: {name}: {getattr(self, name)!r} makes no sense")
 
     @property
     def key(self) -> str:
@@ -64,11 +81,15 @@ class NetCard:
 
     @classmethod
     def from_json(cls, text: str) -> NetCard:
-        """Read a card; ValueError or KeyError or TypeError where the text is no card."""
+        """Read a card; ValueError, KeyError or TypeError where the text is no card."""
         data = json.loads(text)
         for name in ("image_shape", "widths", "flops"):
             data[name] = tuple(data[name])
         return cls(**data)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 class Net(Protocol):

@@ -87,9 +87,9 @@ class StepSchedule:
             {
                 "net": s.net,
                 "solver": s.solver,
-                "args": dict(s.args),
-                "levels": s.levels,
-                "calls": [[c.level, c.width] for c in s.calls],
+                "args": {name: _canonical(value) for name, value in s.args.items()},
+                "levels": [float(level) + 0.0 for level in s.levels],  # -0.0 is 0
+                "calls": [[float(c.level), float(c.width)] for c in s.calls],
             }
             for s in self.stages
         ]
@@ -105,7 +105,7 @@ class StepSchedule:
                     f"schedule: version {data['version']!r} is unknown here, expected {VERSION}"
                 )
             return cls(tuple(_stage(s) for s in data["stages"]))
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
             raise SpaceError(
                 f"schedule: not a StepSchedule document ({type(error).__name__}: {error})"
             ) from None
@@ -116,9 +116,20 @@ def _stage(data: Mapping[str, Any]) -> Stage:
         net=str(data["net"]),
         solver=str(data["solver"]),
         args=dict(data["args"]),
-        levels=tuple(float(x) for x in data["levels"]),
-        calls=tuple(Call(float(level), float(width)) for level, width in data["calls"]),
+        levels=tuple(_number(level) for level in data["levels"]),
+        calls=tuple(Call(_number(level), _number(width)) for level, width in data["calls"]),
     )
+
+
+def _canonical(value: Any) -> Any:
+    """Equal numbers are written alike."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _number(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"expected a number, got {value!r}")
+    return float(value)
 
 
 def run_length(widths: Iterable[float]) -> str:
@@ -129,7 +140,9 @@ def run_length(widths: Iterable[float]) -> str:
 def parse_run_length(text: str) -> tuple[float, ...]:
     """Inverse of `run_length`; SpaceError names the text."""
     try:
-        runs = [part.split("x") for part in text.split("|")]
-        return tuple(float(width) for width, count in runs for _ in range(int(count)))
+        runs = [(float(w), int(n)) for w, n in (part.split("x") for part in text.split("|"))]
+        if any(not 0 < width <= 1 or count < 1 for width, count in runs):
+            raise ValueError(text)
+        return tuple(width for width, count in runs for _ in range(count))
     except ValueError:
         raise SpaceError(f"widths '{text}': expected run-length text like '1.0x5|0.5x15'") from None

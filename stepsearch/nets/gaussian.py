@@ -46,7 +46,8 @@ class GaussianMixture:
     def __init__(self, weights: Any, means: Any, variances: Any, process: str = "vp-linear-1000"):
         get_process(process)
         self._weights, self._means, self._variances = (
-            torch.as_tensor(np.asarray(a, dtype=np.float64)) for a in (weights, means, variances)
+            torch.tensor(np.array(a, dtype=np.float64, order="C"))
+            for a in (weights, means, variances)
         )
         k = len(self._means)
         if self._weights.shape != (k,) or self._variances.shape != (k,):
@@ -56,6 +57,8 @@ class GaussianMixture:
             )
         if not (self._weights > 0).all() or not (self._variances > 0).all():
             raise ConfigError("GaussianMixture: weights and variances must be positive")
+        if not all(t.isfinite().all() for t in (self._weights, self._means, self._variances)):
+            raise ConfigError("GaussianMixture: weights, means and variances must be finite")
         self._weights = self._weights / self._weights.sum()
         parts = (t.numpy().tobytes() for t in (self._weights, self._means, self._variances))
         shape = tuple(self._means.shape[1:])
@@ -112,7 +115,7 @@ class SlimMixture(nn.Module):
     def subnet(self, width: float) -> SlimMixture:
         """A mixture of the kept components alone."""
         keep = self._kept(width)
-        net = SlimMixture(keep, self.means.shape[1:]).to(self.means.device)
+        net = SlimMixture(keep, self.means.shape[1:]).to(self.means)
         net.load_state_dict({k: v[:keep].clone() for k, v in self.state_dict().items()})
         return net
 

@@ -31,7 +31,10 @@ class EpsNet:
     def eps(
         self, x: Tensor, level: float, *, width: float = 1.0, cond: Tensor | None = None
     ) -> Tensor:
-        """Predicted noise (B, C, H, W) at the trained time nearest to `level`."""
+        """Predicted noise (B, C, H, W) at the trained time nearest to `level`.
+
+        The network computes in the type of its weights; the answer has the type of `x`.
+        """
         if cond is not None:
             raise ConfigError(f"network '{self.card.name}' is unconditional; leave cond out")
         width = self.card.check_width(width)
@@ -39,8 +42,10 @@ class EpsNet:
             plain = self._module.subnet(width).eval().requires_grad_(False)
             self._plain[width] = plain.to(memory_format=torch.channels_last)
         time = self.card.diffusion.time_at(level)
+        weights = next(self._module.parameters(), next(self._module.buffers(), x))
         with torch.no_grad():
-            return self._plain[width](x, torch.full((len(x),), time, device=x.device))
+            times = torch.full((len(x),), time, device=x.device)
+            return self._plain[width](x.to(weights.dtype), times).to(x.dtype)
 
 
 def count_flops(module: nn.Module, image_shape: tuple[int, ...], width: float) -> float:
@@ -48,11 +53,10 @@ def count_flops(module: nn.Module, image_shape: tuple[int, ...], width: float) -
 
     On a CPU torch counts attention as zero, hence meta. One multiply-add is 2 FLOPs.
     """
+    plain = module.subnet(width).to("meta")
     x, time = torch.empty(1, *image_shape, device="meta"), torch.zeros(1, device="meta")
-    with torch.device("meta"):
-        plain = module.to("meta").subnet(width).to("meta")
-        with FlopCounterMode(display=False) as counter:
-            plain(x, time)
+    with FlopCounterMode(display=False) as counter:
+        plain(x, time)
     return float(counter.get_total_flops())
 
 
@@ -80,7 +84,7 @@ def load_card(path: str | os.PathLike[str]) -> NetCard:
             raise ConfigError(f"{file}: no such file; train the network again")
     try:
         card = NetCard.from_json(card_path.read_text(encoding="utf-8"))
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise ConfigError(
             f"{card_path}: not a network card ({type(error).__name__}: {error}); train again"
         ) from None
@@ -96,8 +100,12 @@ def load_card(path: str | os.PathLike[str]) -> NetCard:
 def load_net(path: str | os.PathLike[str], *, device: str = "cpu") -> Net:
     """The network at `path` (weights or card); ConfigError where hash or weights do not fit."""
     card = load_card(path)
-    module = FAMILIES[card.family].build(card.arch, card.image_shape, card.widths)
     weights = Path(path).with_suffix(".safetensors")
+    try:
+        FAMILIES[card.family].check(card.arch, card.widths)
+        module = FAMILIES[card.family].build(card.arch, card.image_shape, card.widths)
+    except ConfigError as error:
+        raise ConfigError(f"{weights.with_suffix('.json')}: {error}; train again") from None
     try:
         module.load_state_dict(load_file(weights))
     except (SafetensorError, RuntimeError) as error:

@@ -44,8 +44,13 @@ class UNetArch:
     sinusoid: int = 0  # channels of the time sinusoid; 0 = base
 
     def __post_init__(self) -> None:
-        if self.base < 1 or (self.sinusoid or self.base) % 2:
-            raise ConfigError(f"unet: base: an even number is needed, got {self.base}")
+        if self.base < 1:
+            raise ConfigError(f"unet: base: must be at least 1, got {self.base}")
+        if self.sinusoid < 0 or (self.sinusoid or self.base) % 2:
+            raise ConfigError(
+                f"unet: sinusoid (by default base): an even number is needed, got "
+                f"{self.sinusoid or self.base}"
+            )
         if not self.mult or min(self.mult) < 1 or self.blocks < 1:
             raise ConfigError(
                 f"unet: mult and blocks start at 1, got mult={list(self.mult)}, "
@@ -87,6 +92,8 @@ class UNetArch:
         """ConfigError where a width leaves no whole channel or a group norm no whole group."""
         for width in widths:
             slim = self.base * width
+            if not 0 < width <= 1:
+                raise ConfigError(f"unet: widths lie in (0, 1], got {width}")
             if abs(slim - round(slim)) > 1e-6 or round(slim) % self.groups:
                 raise ConfigError(
                     f"unet: base {self.base} at width {width} is {slim:g} channels, which do not "
@@ -202,7 +209,9 @@ class UNet(nn.Module):
         """A plain network of this width with contiguous weights of its own and the same outputs."""
         base = slim_channels(self.arch.base, width)
         device, dtype = self.head.weight.device, self.head.weight.dtype
-        net = UNet(replace(self.arch, base=base, sinusoid=self.sinusoid)).to(device, dtype)
+        with torch.device("meta"):  # draws no random numbers for weights that are overwritten
+            net = UNet(replace(self.arch, base=base, sinusoid=self.sinusoid)).to(dtype)
+        net = net.to_empty(device=device)
         copy_slices(self, net, width)
         return net.train(self.training)
 

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Callable, Iterable, Mapping
+import zipfile
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from stepsearch.core.errors import ConfigError
 from stepsearch.core.registry import Registry
 
+UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # of Pillow
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 
 
@@ -53,7 +54,14 @@ def load_dataset(kind: str, path: Path | None = None, size: int | None = None) -
     """
     if path is not None and not path.exists():
         raise ConfigError(f"data: {path}: no such file or folder")
-    return LOADERS[kind](path, size)
+    if size is not None and size < 1:
+        raise ConfigError(f"data: size: {size}: must be at least 1 pixel")
+    data = LOADERS[kind](path, size)
+    if data.labels is not None and len(data.labels) != len(data.images):
+        raise ConfigError(
+            f"data: {path}: {len(data.labels)} labels for {len(data.images)} images; give one each"
+        )
+    return data
 
 
 @LOADERS.register("digits")
@@ -74,7 +82,7 @@ def digits(path: Path | None, size: int | None) -> Dataset:
 def folder(path: Path | None, size: int | None) -> Dataset:
     """Image files below a folder; sub-folder names in sorted order are the labels."""
     root = _needed(path, "folder")
-    files = sorted(f for f in root.rglob("*") if f.suffix.lower() in SUFFIXES)
+    files = sorted(f for f in root.rglob("*") if f.suffix.lower() in SUFFIXES and f.is_file())
     if not files:
         raise ConfigError(f"data: {root}: no images ({', '.join(sorted(SUFFIXES))})")
     images = _decode(((str(f), f.read_bytes()) for f in files), size)
@@ -89,13 +97,19 @@ def npz(path: Path | None, size: int | None) -> Dataset:
     """`images` or `arr_0`, uint8 (N, H, W, C); `labels` or `arr_1`, as guided-diffusion writes."""
     file = _needed(path, "npz")
     try:
+        with file.open("rb") as handle, zipfile.ZipFile(handle) as archive:
+            held = {Path(name).stem for name in archive.namelist()}
         with np.load(file, allow_pickle=False) as data:
-            images = next((data[k] for k in ("images", "arr_0") if k in data), None)
-            labels = next((data[k] for k in ("labels", "arr_1") if k in data), None)
-    except (OSError, ValueError) as error:
+            images = next((data[k] for k in ("images", "arr_0") if k in held), None)
+            labels = next((data[k] for k in ("labels", "arr_1") if k in held), None)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ConfigError(f"data: {file}: not a readable npz file ({error})") from None
-    if images is None or images.dtype != np.uint8 or images.ndim != 4:
-        raise ConfigError(f"data: {file}: needs 'images' or 'arr_0', uint8 (N, H, W, C)")
+    shape = None if images is None else images.shape
+    if images is None or images.dtype != np.uint8 or images.ndim != 4 or shape[3] not in (1, 3):
+        raise ConfigError(
+            f"data: {file}: needs 'images' or 'arr_0', uint8 (N, H, W, C) with C 1 or 3, "
+            f"got {shape}"
+        )
     if size is not None:
         images = np.stack([_fit(Image.fromarray(i.squeeze()), size) for i in images])
     return Dataset(file.stem, np.ascontiguousarray(images.transpose(0, 3, 1, 2)), labels)
@@ -112,13 +126,25 @@ def parquet(path: Path | None, size: int | None) -> Dataset:
         table = pq.read_table(file)
     except (OSError, pa.ArrowInvalid) as error:
         raise ConfigError(f"data: {file}: not a readable parquet file ({error})") from None
-    column = next((c for c in ("img", "image") if c in table.column_names), None)
-    if column is None:
+    name = next((c for c in ("img", "image") if c in table.column_names), None)
+    if name is None:
         raise ConfigError(f"data: {file}: no column 'img' or 'image', only {table.column_names}")
-    cells = table.column(column).to_pylist()
-    images = _decode(((f"{file}: row {i}", c["bytes"]) for i, c in enumerate(cells)), size)
-    labels = table.column("label").to_numpy() if "label" in table.column_names else None
-    return Dataset(file.stem, images, labels)
+    kind = table.schema.field(name).type
+    if not pa.types.is_struct(kind) or kind.get_field_index("bytes") < 0 or not len(table):
+        raise ConfigError(
+            f"data: {file}: {name}: needs rows of a struct with 'bytes', got {len(table)} of {kind}"
+        )
+    cells = table.column(name).combine_chunks().field("bytes").to_pylist()
+    images = _decode(((f"{file}: row {i}", data or b"") for i, data in enumerate(cells)), size)
+    if "label" not in table.column_names:
+        return Dataset(file.stem, images, None)
+    labels = table.column("label")
+    if not pa.types.is_integer(labels.type) or labels.null_count:
+        raise ConfigError(
+            f"data: {file}: label: needs a whole number in every row, got {labels.type} with "
+            f"{labels.null_count} missing"
+        )
+    return Dataset(file.stem, images, labels.to_numpy())
 
 
 def _needed(path: Path | None, kind: str) -> Path:
@@ -134,7 +160,7 @@ def _decode(encoded: Iterable[tuple[str, bytes]], size: int | None) -> np.ndarra
         try:
             with Image.open(io.BytesIO(data)) as image:
                 images.append(_fit(image, size))
-        except (UnidentifiedImageError, OSError, ValueError) as error:
+        except UNREADABLE as error:
             bad.append(f"{name} ({error})")
     if bad:
         raise ConfigError(f"data: {len(bad)} unreadable images, remove or repair them: {bad[0]}")
@@ -151,16 +177,12 @@ def _decode(encoded: Iterable[tuple[str, bytes]], size: int | None) -> np.ndarra
 
 def _fit(image: Image.Image, size: int | None) -> np.ndarray:
     """(H, W, C) with C = 1 for grey images and 3 for all others."""
-    image = image.convert("L" if image.mode in ("1", "L", "I;16") else "RGB")
+    if image.mode.startswith("I"):  # 16 bits, which `convert` would clip
+        image = Image.fromarray((np.asarray(image) / 257).round().clip(0, 255).astype(np.uint8))
+    image = image.convert("L" if image.mode in ("1", "L") else "RGB")
     if size is not None:
         side = min(image.size)
         left, top = (image.width - side) // 2, (image.height - side) // 2
-        box = (left, top, left + side, top + side)
-        image = image.resize((size, size), Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)
+        square = image.crop((left, top, left + side, top + side))
+        image = square.resize((size, size), Image.Resampling.LANCZOS)
     return np.atleast_3d(np.asarray(image))
-
-
-def dataset_of(data: Mapping[str, Any]) -> Dataset:
-    """Load what a recipe's `data` section names: kind, path and size."""
-    path = data.get("path")
-    return load_dataset(data["kind"], None if path is None else Path(path), data.get("size"))

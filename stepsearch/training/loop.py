@@ -64,16 +64,18 @@ def train_supernet(
     optimizer = torch.optim.Adam(module.parameters(), lr=config.learning_rate, fused=True)
     ema = {k: v.detach().clone() for k, v in module.state_dict().items()}
     first = _restore(checkpoint, module, ema, optimizer)
-    for step in range(first, config.steps):
-        x0 = data[_batch(len(data), step, config)].float() / 127.5 - 1
-        losses = _step(module, optimizer, x0.to(device), step, widths, alpha_bar.to(device), config)
-        decay = config.decay(step)
-        with torch.no_grad():
-            for name, value in module.state_dict().items():
-                ema[name].lerp_(value, 1 - decay)
-        on_step(step + 1, losses)
-        if (step + 1) % config.checkpoint_every == 0 and step + 1 < config.steps:
-            _save(checkpoint, module, ema, optimizer, step + 1)
+    alpha_bar = alpha_bar.to(device)
+    with torch.random.fork_rng():
+        for step in range(first, config.steps):
+            x0 = (data[_batch(len(data), step, config)].float() / 127.5 - 1).to(device)
+            losses = _step(module, optimizer, x0, step, widths, alpha_bar, config)
+            decay = config.decay(step)
+            with torch.no_grad():
+                for name, value in module.state_dict().items():
+                    ema[name].lerp_(value, 1 - decay)
+            on_step(step + 1, losses)
+            if (step + 1) % config.checkpoint_every == 0 and step + 1 < config.steps:
+                _save(checkpoint, module, ema, optimizer, step + 1)
     checkpoint.unlink(missing_ok=True)
     return ema
 
@@ -92,6 +94,7 @@ def _step(
     optimizer.zero_grad()
     chosen = sandwich_widths(widths, rng)
     torch_rng = torch.Generator().manual_seed(int(rng.integers(2**63)))
+    torch.manual_seed(int(rng.integers(2**63)))  # dropout takes no generator; the caller forks
     losses = {}
     for width in chosen:  # fresh times and noise for every width
         time = torch.randint(len(alpha_bar), (len(x0),), generator=torch_rng).to(x0.device)
@@ -145,6 +148,11 @@ def _restore(
     for name, value in _under("optimizer.", tensors).items():
         index, slot = name.split(".", 1)
         state.setdefault(int(index), {})[slot] = value
+    # moments must lie in memory as their weights do: the fused step walks memory, not indices
+    for index, parameter in enumerate(module.parameters()):
+        for slot, value in state.get(index, {}).items():
+            if value.shape == parameter.shape:
+                state[index][slot] = torch.empty_like(parameter).copy_(value)
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
     return step

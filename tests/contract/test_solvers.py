@@ -261,6 +261,7 @@ DDIM = {"solver": "ddim", "calls": 4}
         (GOOD | {"calls": 2.0}, ["calls", "2.0"]),
         (GOOD | {"calls": True}, ["calls", "True"]),
         (GOOD | {"widths": [1.0] * 3}, ["3 widths", "4 calls"]),
+        (GOOD | {"widths": [1.0] * 5}, ["5 widths", "4 calls"]),
         (GOOD | {"widths": []}, ["0 widths", "4 calls"]),
         (GOOD | {"widths": 0.33}, ["0.33", "0.5, 1"]),
         (GOOD | {"widths": [1.0, 0.5, 0.75, 1.0]}, ["0.75", "0.5, 1"]),

@@ -35,7 +35,9 @@ def images():
 def train(images, tmp_path):
     """Trains a fresh tiny U-Net, always from the same weights: (EMA weights, module, steps)."""
 
-    def train(config=SHORT, *, kill=None, name="run", watch=None, dropout=0.0, rng=None):
+    def train(
+        config=SHORT, *, kill=None, name="run", watch=None, dropout=0.0, rng=None, data=images
+    ):
         with torch.random.fork_rng():
             torch.manual_seed(0)
             module = UNet(UNetArch(1, base=8, mult=(1, 2), groups=2, dropout=dropout))
@@ -53,7 +55,7 @@ def train(images, tmp_path):
             process, checkpoint = get_process("vp-linear-1000"), tmp_path / f"{name}.training"
             try:
                 ema = train_supernet(
-                    module, images, WIDTHS, process, config, checkpoint=checkpoint, on_step=on_step
+                    module, data, WIDTHS, process, config, checkpoint=checkpoint, on_step=on_step
                 )
             except Killed:
                 assert steps[-1] == kill
@@ -117,6 +119,12 @@ class TestSeeds:
     def test_other_seed_other_weights(self, train):
         (a, *_), (b, *_) = train(), train(TrainConfig(12, 32, warmup=4, seed=1))
         assert not any(torch.equal(a[n], b[n]) for n in a if n.endswith("weight"))
+
+    def test_seed_decides_times_and_noise_too(self, train, images):
+        """Where all images are one, their order makes no difference and the seed still does."""
+        same = np.repeat(images[:1], 64, axis=0)
+        (a, *_), (b, *_) = (train(TrainConfig(3, 32, seed=s), data=same) for s in (0, 1))
+        assert not torch.equal(a["tail.weight"], b["tail.weight"])
 
     @pytest.mark.parametrize(
         "dropout",

@@ -69,7 +69,7 @@ def edits(good: str, rows: list[tuple[str, ...]]) -> list[Case]:
     return cases
 
 
-BOMB = "a: &a [x, x]\n" + "".join(f"{c}: &{c} [*{b}, *{b}]\n" for b, c in zip("abcdefgh", "bcdefghi"))
+BOMB = "a: &a [x, x]\nb: &b [§*a, *a]\nc: &c [*b, *b]\nd: &d [*c, *c]\ne: [*d, *d]\n"
 
 # Read with `read_space`; in no case is there more than the file to blame.
 SYNTAX = [
@@ -83,7 +83,7 @@ SYNTAX = [
     whole("binary", bytes(range(256)) * 8, "not UTF-8"),
     whole("huge file", SPACE.encode() + b"#" * 1_000_000, "bytes is no settings file", "1000000"),
     whole("deep nesting", "a: " + "[" * 3000 + "]" * 3000, "YAML syntax"),
-    whole("alias bomb", BOMB.replace("[*a", "[§*a", 1), "aliases (*a) are not supported"),
+    whole("alias bomb", BOMB, "aliases (*a) are not supported"),
     whole("second document", SPACE + "§---\nversion: 1\n", "YAML syntax", "document"),
     whole("anchor twice", "a: &x 1\nb: §&x 2\n", "YAML syntax", "anchor"),
     whole("control character", "version: 1\nname: t§\x07y\n", "YAML syntax", "#x0007"),
@@ -95,10 +95,10 @@ SYNTAX = [
             ("unclosed list", "[5, 8]\n  grid", "[5, 8\n  grid§", "YAML syntax", "',' or ']'"),
             ("unclosed mapping", "seed: 0, crossover: 0.9, mutation: 0.1}\n", "seed: 0\n§", "'}'"),
             ("unclosed quote", "name: toy", "name: 'toy", "YAML syntax"),
-            ("bad indentation", "  grid: [", "   §grid: [", "YAML syntax", "mapping values"),
+            ("bad indentation", "  grid: [", "   §grid: [", "YAML syntax", "<block end>"),
             ("dedent in a section", "  grid: [", " §grid: [", "YAML syntax", "<block end>"),
             ("colon in a value", "name: toy", "name: toy§: 2", "YAML syntax", "mapping values"),
-            ("no space after colon", "name: toy", "name§:toy", "YAML syntax", "':'"),
+            ("no space after colon", "name: toy\n", "name:toy\n§", "YAML syntax", "':'"),
             ("unknown escape", "name: toy", 'name: "\\§qtoy"', "YAML syntax", "escape"),
             ("unknown tag handle", "name: toy", "name: §!x!y toy", "YAML syntax", "!x!"),
             ("python object tag", "name: toy", "name: §!!python/object/apply:os.system toy", "tag"),
@@ -130,17 +130,17 @@ SYNTAX = [
             ("float tag on nan", "crossover: 0.9", "crossover: §!!float nan", "[0, 1], got nan"),
             ("bool tag on yes", "segments: 2", "per_call: §!!bool yes", "true or false"),
             ("too many digits", "population: 8", "population: §" + "9" * 5000, "population"),
-            ("merge key", "schedule:\n", "schedule:\n  <<: §{a: 1}\n", "unknown key '<<'"),
+            ("merge key", "schedule:\n", "schedule:\n  §<<: {a: 1}\n", "unknown key '<<'"),
             ("a list as key", "name: toy", "? §[a]\n: toy", "expected a single value, got a list"),
             ("a number as key", "name: toy", "§1: toy", "expected text, got 1"),
-            ("no key", "name: toy", "§: toy", "expected text, got None"),
-            ("duplicate key", "name: toy", "name: toy\n§name: b", "'name'", ":2:7", "remove one"),
-            ("duplicate in section", "[uniform, quad]", "quad\n  §grid: quad", "'grid'", ":6:9"),
-            ("duplicate inline", "{k: 2, l: 1}", "{k: 2, l: 1, §k: 3}", "duplicate key 'k'", ":7:31"),
+            ("null as key", "name: toy", "§~: toy", "expected text, got None"),
+            ("duplicate key", "name: toy", "name: toy\n§name: b", "'name'", ":2:", "remove one"),
+            ("duplicate in section", "[uniform, quad]", "quad\n  §grid: quad", "'grid'", ":6:"),
+            ("duplicate inline", "{k: 2, l: 1}", "{k: 2, l: 1, §k: 3}", "duplicate key 'k'", ":7:"),
             ("duplicate in search", "seed: 0, crossover", "seed: 1, §seed: 0, crossover", "'seed'"),
         ],
     ),
-]  # fmt: skip
+]
 
 # Read with `read_space`; the recipe beside it is good.
 VALUES = edits(
@@ -160,16 +160,21 @@ VALUES = edits(
         ("typo in calls", "calls:", "§cals:", "'cals'", "did you mean 'calls'"),
         # keys that are missing
         ("no version", "version: 1\n", "§", "key 'version' is missing"),
-        ("no supernets", "version: 1\nname: toy\nsupernets: [net.yaml]", "§version: 1", "supernets"),
+        (
+            "no supernets",
+            "version: 1\nname: toy\nsuper",
+            "§version: 1\nnets: 1\nsup: ",
+            "supernets",
+        ),
         ("no schedule", SPACE[SPACE.index("schedule") : SPACE.index("obj")], "", "'schedule'"),
         ("no calls", "  calls: [5, 8]\n  grid", "  §grid", "key 'calls' is missing"),
         ("no grid", "  calls: [5, 8]\n  grid: [uniform, quad]", "  §calls: 5", "'grid' is missing"),
-        ("no solver", "[ddim, {pfdiff: {k: 2, l: 1}}]", "§", "got None"),
+        ("no solver", " [ddim, {pfdiff: {k: 2, l: 1}}]", "§", "got None"),
         ("no widths", "{segments: 2, choices: [0.5, 1.0]}", "§{}", "key 'choices' is missing"),
         ("no choices", "{segments: 2, choices: [0.5, 1.0]}", "§{segments: 2}", "'choices'"),
         ("no min", "[5, 8]", "§{max: 8}", "key 'min' is missing"),
         ("no max", "[5, 8]", "§{min: 8}", "key 'max' is missing"),
-        ("no objectives", "[fid, gflops_per_image]", "§", "expected a list, got None"),
+        ("no objectives", " [fid, gflops_per_image]", "§", "expected a list, got None"),
         # version and name
         ("version 2", "version: 1", "version: §2", "reads version 1, got 2"),
         ("version as text", "version: 1", 'version: §"1"', "reads version 1, got '1'"),
@@ -203,7 +208,7 @@ VALUES = edits(
         ("calls negative", "[5, 8]", "§-5", "between 1 and 10000, got -5"),
         ("calls too many", "[5, 8]", "[§10001]", "between 1 and 10000, got 10001"),
         ("calls step 0", "[5, 8]", "{min: 5, max: 8, step: §0}", "at least 1, got 0"),
-        ("calls a float", "[5, 8]", "[5.0§]".replace("5.0§", "§5.0"), "a whole number, got 5.0"),
+        ("calls a float", "[5, 8]", "[§5.0]", "a whole number, got 5.0"),
         ("calls text", "[5, 8]", "[§five]", "expected a whole number, got 'five'"),
         ("calls bool", "[5, 8]", "[§true]", "expected a whole number, got True"),
         ("calls quoted", "[5, 8]", '[§"5"]', "expected a whole number, got '5'"),
@@ -243,8 +248,8 @@ VALUES = edits(
         ("widths empty", "[0.5, 1.0]", "§[]", "at least one entry"),
         ("widths one number", "[0.5, 1.0]", "§0.5", "expected a list, got 0.5"),
         ("width twice", "[0.5, 1.0]", "[0.5, §0.50]", "0.5 is listed twice"),
-        ("segments and per_call", "segments: 2", "§segments: 2, per_call: true", "either"),
-        ("neither of both", "segments: 2", "§per_call: false", "'segments: n' or 'per_call: true'"),
+        ("segments and per_call", "{segments: 2", "§{segments: 2, per_call: true", "either"),
+        ("neither of both", "{segments: 2", "§{per_call: false", "either 'segments: n' or"),
         ("per_call a number", "segments: 2", "per_call: §1", "expected true or false, got 1"),
         ("per_call yes", "segments: 2", "per_call: §yes", "expected true or false, got 'yes'"),
         ("segments 0", "segments: 2", "segments: §0", "between 1 and 10000, got 0"),
@@ -255,8 +260,8 @@ VALUES = edits(
         ("a side value", "[fid,", "[§fid_se,", "unknown value 'fid_se'"),
         ("objective twice", "[fid,", "[fid, §fid,", "'fid' is listed twice"),
         ("limits reversed", "{max: 1}", "§{min: 2, max: 1}", "min 2 exceeds max 1", "swap them"),
-        ("limit on images", "{gflops_per_image: {max: 1}}", "{fid: §{max: 9}}", "'fid'", "gflops"),
-        ("limit unknown", "gflops_per_image: {", "gflops: §{", "did you mean 'gflops_per_image'"),
+        ("limit on images", "{gflops_per_image: {max: 1}}", "{§fid: {max: 9}}", "'fid'", "gflops"),
+        ("limit unknown", "gflops_per_image: {", "§gflop_per_image: {", "mean 'gflops_per_image'"),
         ("limit nan", "{max: 1}", "{max: §.nan}", "expected a number, got '.nan'"),
         ("limit infinite", "{max: 1}", "{max: §1e999}", "got inf"),
         ("limit negative", "{max: 1}", "{max: §-1}", "got -1"),
@@ -273,7 +278,7 @@ VALUES = edits(
         ("no weights file", "device:", "weights: §w.pth, device:", "'w.pth'", "no such weights"),
         ("weights with a NUL", "device:", 'weights: §"w\\0", device:', "no such weights"),
         ("unknown device", "auto", "§gpu", "unknown value 'gpu'", "known: auto, cpu, cuda"),
-        ("evaluation null", SPACE[SPACE.index("{im") : SPACE.index("\nsearch")], "§", "got None"),
+        ("evaluation null", SPACE[SPACE.index(" {im") : SPACE.index("\nsearch")], "§", "got None"),
         # search
         ("unknown algorithm", "nsga2", "§nsga3", "'nsga3'", "did you mean 'nsga2'"),
         ("population 1", "population: 8", "population: §1", "between 2 and 100000, got 1"),
@@ -299,15 +304,14 @@ RECIPES = [
         UNET,
         [
             ("recipe syntax", "[0.5, 1.0]", "[0.5, 1.0\nnet§: {", "YAML syntax"),
-            ("recipe duplicate", "data: digits", "data: digits\n§data: digits", "'data'", ":3:7"),
+            ("recipe duplicate", "data: digits", "data: digits\n§data: digits", "'data'", ":3:"),
             ("recipe unknown key", "data: digits", "data: digits\n§trian: {}", "mean 'train'"),
             ("recipe version", "version: 1", "version: §0", "reads version 1, got 0"),
             ("recipe without version", "version: 1\n", "§", "key 'version' is missing"),
             ("recipe name", "name: net", "name: §n/t", "cannot name a folder"),
             ("recipe without data", "version: 1\nname: net\ndata: digits", "§version: 1", "'data'"),
             ("typo in net", "net: {family", "§nte: {family", "did you mean 'net'"),
-            ("net a list", "{family: unet, base: 16, mult: [1, 2], blocks: 1, groups: 2}", "§[unet]",
-             "got a list"),
+            ("net a list", UNET[UNET.index("{f") : UNET.index("\ntrain")], "§[unet]", "got a list"),
             ("no family", "{family: unet, ", "§{", "key 'family' is missing"),
             ("unknown family", "family: unet", "family: §u-net", "'u-net'", "did you mean 'unet'"),
             ("recipe width 0", "[0.5, 1.0]", "[§0.0, 1.0]", "must lie in (0, 1], got 0.0"),
@@ -317,7 +321,7 @@ RECIPES = [
             ("unknown data", "digits", "§digit", "'digit'", "did you mean 'digits'"),
             ("data a number", "digits", "§8", "expected text, got 8"),
             ("data kind without path", "digits", "§folder", "folder", "path"),
-            ("data of unknown kind", "digits", "{foldr: §images}", "did you mean 'folder'"),
+            ("data of unknown kind", "digits", "{§foldr: images}", "did you mean 'folder'"),
             ("data of two kinds", "digits", "§{folder: a, npz: b}", "name one of"),
             ("data of no kind", "digits", "§{size: 8}", "name one of", "folder, npz, parquet"),
             ("folder missing", "digits", "{folder: §images}", "'images'", "no such file or folder"),
@@ -349,7 +353,7 @@ RECIPES = [
             ("unknown net key", "blocks: 1", "block: 1", "'block'", "did you mean 'blocks'"),
             ("width of no channel", "[0.5, 1.0]", "[1e-8, 1.0]", "1e-08", "choose base"),
             ("no train section", UNET[UNET.index("train") :], "", "key 'train' is missing"),
-            ("train null", UNET[UNET.index("{steps") :], "§\n", "a mapping of keys, got None"),
+            ("train null", UNET[UNET.index(" {steps") :], "§\n", "a mapping of keys, got None"),
             ("no steps", "{steps: 2, ", "§{", "key 'steps' is missing"),
             ("steps 0", "steps: 2", "steps: §0", "at least 1, got 0"),
             ("steps exponent", "steps: 2", "steps: §2e3", "expected a whole number, got 2000.0"),
@@ -362,18 +366,23 @@ RECIPES = [
             ("ema 2", "ema: 0.9", "ema: §2", "[0, 1], got 2"),
             ("train seed negative", "seed: 0", "seed: §-1", "at least 0, got -1"),
             ("threads 0", "threads: 1", "threads: §0", "between 1 and 1024, got 0"),
-            ("unknown train key", "steps: 2,", "steps: 2, leaning_rate: §1,", "'learning_rate'"),
+            ("unknown train key", "steps: 2,", "steps: 2, §leaning_rate: 1,", "'learning_rate'"),
         ],
     ),
     *edits(
         GAUSSIAN,
         [
-            ("gaussian to be trained", "components: 4}", "components: 4}\ntrain: §{steps: 1}",
-             "fitted, not trained", "remove this section"),
+            (
+                "gaussian with train",
+                "4}",
+                "4}\ntrain: §{steps: 1}",
+                "fitted, not trained",
+                "remove",
+            ),
             ("components 0", "components: 4", "components: 0", "components", "0"),
             ("components true", "components: 4", "components: true", "components", "True"),
             ("components missing", ", components: 4", "", "'components'", "at least 1"),
             ("gaussian with a base", "components: 4", "base: 4", "'components'", "'base'"),
         ],
     ),
-]  # fmt: skip
+]

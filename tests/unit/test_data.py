@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from stepsearch.core.errors import ConfigError
-from stepsearch.training.data import dataset_of, load_dataset
+from stepsearch.training.data import load_dataset
 
 
 def bug(raises, reason):
@@ -326,12 +326,6 @@ class TestLoadDataset:
 
     def test_unknown_kind(self):
         fails("foldr", None, "'foldr'", "did you mean 'folder'", "digits, folder, npz, parquet")
-
-    def test_recipe_section(self, tmp_path, rgb):
-        np.savez(tmp_path / "a.npz", images=rgb)
-        section = {"kind": "npz", "path": str(tmp_path / "a.npz"), "size": 4}
-        assert dataset_of(section).images.shape == (6, 3, 4, 4)
-        assert len(dataset_of({"kind": "digits"}).images) == 1797
 
     def test_hash_sees_pixels_and_labels(self, tmp_path, rgb):
         hashes = set()

@@ -159,7 +159,7 @@ def test_widths_follow_equal_parts_of_log_noise_level(process, segments):
     edges = np.geomspace(top, bottom, segments + 1)[1:-1]
     genes = card.widths[:segments]  # all different: a width names its gene
     checked = set()
-    for (solver, args), grid, calls in itertools.product(SOLVERS, GRIDS, (1, 2, 7, 20)):
+    for (solver, args), grid, calls in itertools.product(SOLVERS, GRIDS, (1, 2, 7, 20, 50)):
         candidate = candidate_with(
             solver=solver, solver_args=args, grid=grid, calls=calls, widths=genes
         )

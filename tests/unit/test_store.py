@@ -1,0 +1,390 @@
+"""The run directory: nothing finished is lost, and the tables say what the journal says."""
+
+import json
+import math
+import os
+from dataclasses import replace
+
+import pytest
+from support import OBJECTIVES, dominates, make_trials, read_csv, run_python
+
+from stepsearch.core.errors import ConfigError, RunError
+from stepsearch.core.pareto import hypervolume
+from stepsearch.core.schedule import StepSchedule
+from stepsearch.core.trial import COLUMNS, Failure, Measurement, Trial
+from stepsearch.store import JOURNAL, RunStore, journal_line, load_run, recover_journal
+
+FILES = {"space.yaml": "a: 1\n", "resolved.yaml": "a: 1\nb: 2\n", "env.json": "{}\n"}
+NUMBERS = ("fid", "fid_se", "gflops_per_image", "mean_width", "seconds")
+NOT_A_VALUE = {"nan", "none", "<na>", "nat", "null", "inf", "-inf"}
+
+
+@pytest.fixture
+def fast_disk(monkeypatch):
+    """Thousands of journals are written here, and none has to survive a power cut."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+
+def write_run(folder, trials):
+    store = RunStore.create(folder, OBJECTIVES, FILES)
+    for trial in trials:
+        store.append(trial)
+    store.write_tables()
+    store.close()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trials():
+    return make_trials(20, generation=5, failed=(0, 3, 11, 12, 13, 14, 17))
+
+
+@pytest.fixture(scope="module")
+def short(trials):
+    """Those with the shortest lines, for tests that try every byte."""
+    return sorted(trials, key=lambda t: len(journal_line(t)))[:4]
+
+
+@pytest.fixture(scope="module")
+def run(trials, tmp_path_factory):
+    """A run of four generations whose trials ended in another order than they were asked."""
+    ended = sorted(trials, key=lambda t: (t.generation, t.key))
+    assert [t.trial_id for t in ended] != list(range(20))
+    return write_run(tmp_path_factory.mktemp("store") / "run", ended)
+
+
+# --- the journal
+
+
+def test_a_journal_line_reads_back_equal(trials):
+    for trial in trials:
+        line = journal_line(trial)
+        assert line.endswith(b"\n")
+        assert line.count(b"\n") == 1
+        data = json.loads(line)["trial"]
+        assert Trial.from_dict(data) == trial
+        assert Trial.from_dict(data).result == trial.result
+
+
+def test_what_is_appended_is_there_before_the_run_is_closed(trials, tmp_path):
+    store = RunStore.create(tmp_path / "run", OBJECTIVES, FILES)
+    for n, trial in enumerate(trials, 1):
+        store.append(trial)
+        assert (store.path / JOURNAL).read_bytes().count(b"\n") == n
+    store.close()
+    again = RunStore(store.path, OBJECTIVES)
+    assert (again.trials, again.torn) == (trials, None)
+    again.close()
+
+
+def test_a_journal_cut_at_any_byte_loses_at_most_the_cut_trial(short, tmp_path, fast_disk):
+    lines = [journal_line(t) for t in short[:2]]
+    data, ends = b"".join(lines), [0, len(lines[0]), len(lines[0] + lines[1])]
+    path = tmp_path / JOURNAL
+    for cut in range(len(data) + 1):
+        path.write_bytes(data[:cut])
+        whole = sum(end <= cut for end in ends) - 1
+        found, torn = recover_journal(path)
+        assert found == short[:whole]
+        if cut == ends[whole]:
+            assert torn is None
+        else:
+            assert torn.read_bytes() == data[ends[whole] : cut]
+            torn.unlink()
+        assert recover_journal(path) == (found, None)
+        with path.open("ab") as file:
+            file.write(journal_line(short[2]))
+        assert recover_journal(path) == ([*found, short[2]], None)
+
+
+def test_a_store_goes_on_after_a_torn_line_and_keeps_every_torn_one(trials, tmp_path):
+    folder = write_run(tmp_path / "run", trials[:2])
+    torn = []
+    for trial in trials[2:4]:
+        with (folder / JOURNAL).open("ab") as file:
+            file.write(journal_line(trial)[:-9])
+        store = RunStore(folder, OBJECTIVES)
+        torn.append(store.torn)
+        store.append(trial)
+        store.close()
+    assert [path.read_bytes() for path in torn] == [journal_line(t)[:-9] for t in trials[2:4]]
+    assert recover_journal(folder / JOURNAL) == (trials[:4], None)
+
+
+def flips(line):
+    """The line with one bit of one byte changed, for every byte of it."""
+    for i in range(len(line)):
+        yield bytes([*line[:i], line[i] ^ (1 << i % 3), *line[i + 1 :]])
+
+
+def test_a_flipped_bit_in_the_last_line_sets_it_aside(short, tmp_path, fast_disk):
+    first, last = (journal_line(t) for t in short[:2])
+    path = tmp_path / JOURNAL
+    for damaged in flips(last):
+        path.write_bytes(first + damaged)
+        found, torn = recover_journal(path)
+        assert found == short[:1]
+        assert torn.read_bytes() == damaged
+        assert path.read_bytes() == first
+        torn.unlink()
+
+
+@pytest.mark.parametrize("damaged", [0, 1])
+def test_a_flipped_bit_before_the_last_line_is_an_error_that_names_the_line(
+    short, tmp_path, damaged
+):
+    lines = [journal_line(t) for t in short]
+    path = tmp_path / JOURNAL
+    for bad in flips(lines[damaged]):
+        data = b"".join([*lines[:damaged], bad, *lines[damaged + 1 :]])
+        path.write_bytes(data)
+        with pytest.raises(RunError) as caught:
+            recover_journal(path)
+        assert str(caught.value).startswith(f"{path}:{damaged + 1}: ")
+        assert caught.value.exit_code == 5
+        assert path.read_bytes() == data
+    assert [p.name for p in tmp_path.iterdir()] == [JOURNAL]  # nothing was set aside
+
+
+def test_a_store_that_cannot_be_opened_leaves_the_directory_unlocked(trials, tmp_path):
+    folder = write_run(tmp_path / "run", trials[:3])
+    good = (folder / JOURNAL).read_bytes()
+    (folder / JOURNAL).write_bytes(b"x" + good)
+    with pytest.raises(RunError, match=":1: "):
+        RunStore(folder, OBJECTIVES)
+    (folder / JOURNAL).write_bytes(good)
+    RunStore(folder, OBJECTIVES).close()
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_measurement_that_is_not_finite_is_refused(trials, bad, tmp_path):
+    good = trials[1]
+    with pytest.raises(ValueError, match="finite"):
+        replace(good.result, values={"fid": bad, "gflops_per_image": 1.0})
+    forged = json.loads(journal_line(good))
+    forged["trial"]["result"]["values"]["fid"] = bad
+    with pytest.raises(ValueError, match="finite"):
+        Trial.from_dict(forged["trial"])
+
+
+# --- one driver, nothing overwritten
+
+
+OPEN = """
+import sys
+from pathlib import Path
+from stepsearch.core.errors import StepsearchError
+from stepsearch.store import RunStore
+try:
+    RunStore(Path(sys.argv[1]), ("fid", "gflops_per_image"))
+except StepsearchError as error:
+    print(error)
+    sys.exit(error.exit_code)
+"""
+
+
+def test_a_second_driver_is_turned_away_until_the_first_is_done(trials, tmp_path):
+    store = RunStore.create(tmp_path / "run", OBJECTIVES, FILES)
+    with pytest.raises(RunError, match="another stepsearch") as caught:
+        RunStore(store.path, OBJECTIVES)
+    assert caught.value.exit_code == 5
+    elsewhere = run_python(OPEN, store.path)
+    assert elsewhere.returncode == 5
+    assert elsewhere.stdout.startswith(f"{store.path}: another stepsearch")
+    store.append(trials[0])
+    store.close()
+    store.close()
+    assert run_python(OPEN, store.path).returncode == 0
+    assert recover_journal(store.path / JOURNAL) == (trials[:1], None)
+
+
+@pytest.mark.parametrize("what", ["run", "empty folder", "file"])
+def test_nothing_that_exists_is_overwritten(trials, tmp_path, what):
+    path = tmp_path / "run"
+    if what == "run":
+        write_run(path, trials[:2])
+    elif what == "file":
+        path.write_text("mine")
+    else:
+        path.mkdir()
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    with pytest.raises(ConfigError, match=r"exists.*choose another"):
+        RunStore.create(path, OBJECTIVES, FILES)
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from stepsearch.store import RunStore
+files = {"space.yaml": "a: 1", "resolved.yaml": "a: 1", "env.json": "{}"}
+left, real = int(sys.argv[2]), os.replace
+def replace(*args):
+    global left
+    if not left:
+        os._exit(9)
+    left -= 1
+    return real(*args)
+os.replace = replace
+RunStore.create(Path(sys.argv[1]), (), files).close()
+"""
+
+
+def test_a_kill_while_a_run_is_created_leaves_all_of_it_or_nothing_in_its_way(tmp_path):
+    for n in range(4):
+        path = tmp_path / f"run-{n}"
+        code = run_python(KILLED, path, n).returncode
+        assert code in (0, 9)
+        there = {p.name for p in path.iterdir()} if path.exists() else set()
+        assert not there or set(FILES) <= there
+        if not path.exists():
+            RunStore.create(path, OBJECTIVES, FILES).close()
+
+
+def test_a_run_directory_is_data(run):
+    for path in run.rglob("*"):
+        assert path.name in {*FILES, JOURNAL, ".lock"} or path.suffix in {".csv", ".parquet"}
+        head = path.read_bytes()[:4]
+        assert not head.startswith((b"\x80", b"PK")), f"{path.name} looks like a pickle"
+        assert path.suffix != ".parquet" or head == b"PAR1"
+    for name, text in FILES.items():
+        assert (run / name).read_text() == text
+
+
+# --- the tables
+
+
+def test_trials_are_one_row_each_in_the_order_of_asking(run, trials):
+    rows = read_csv(run / "trials.csv")
+    assert (run / "trials.csv").read_text().splitlines()[0].split(",") == COLUMNS
+    assert [row["trial_id"] for row in rows] == [str(i) for i in range(20)]
+    for row, trial in zip(rows, trials, strict=True):
+        assert row["key"] == trial.key
+        assert row["state"] == ("COMPLETE" if trial.complete else "FAIL")
+        assert not NOT_A_VALUE & {value.lower() for value in row.values()}
+        if isinstance(trial.result, Measurement):
+            for name, value in trial.result.values.items():
+                assert float(row[name]) == value
+            assert row["error"] == ""
+            assert (row["n_samples"], row["seed"], row["metric_id"]) == ("200", "0", "stub-0")
+        else:
+            assert row["error"] == trial.result.error
+            assert row["is_pareto"] == "False"
+            assert not any(row[c] for c in ("fid", "fid_se", "gflops_per_image", "rank"))
+
+
+def test_what_does_not_apply_is_empty(run):
+    for row in read_csv(run / "trials.csv"):
+        by_solver = (row["pfdiff_k"], row["pfdiff_l"])
+        assert by_solver == ("", "") if row["solver"] == "ddim" else "" not in by_solver
+        assert not any(row[c] for c in ("immiscible_batch", "relay_start", "guidance"))
+
+
+def point(row):
+    return tuple(float(row[name]) for name in OBJECTIVES)
+
+
+def test_pareto_is_what_no_other_trial_dominates_cheapest_first(run):
+    complete = [row for row in read_csv(run / "trials.csv") if row["state"] == "COMPLETE"]
+    want = [r for r in complete if not any(dominates(point(o), point(r)) for o in complete)]
+    want.sort(key=lambda row: float(row["gflops_per_image"]))
+    assert 1 < len(want) < len(complete)
+    assert read_csv(run / "pareto.csv") == want
+    assert all((row["is_pareto"] == "True") == (row in want) for row in complete)
+    assert all((row["rank"] == "0") == (row in want) for row in complete)
+
+
+def test_equal_trials_on_the_front_are_all_kept(trials, tmp_path):
+    twins = [replace(t, result=trials[1].result) for t in trials[:3]]
+    rows = read_csv(write_run(tmp_path / "run", reversed(twins)) / "pareto.csv")
+    assert [row["trial_id"] for row in rows] == ["0", "1", "2"]
+
+
+def test_generations_count_trials_and_the_volume_of_all_so_far(run, trials):
+    rows = read_csv(run / "generations.csv")
+    first = [point_of(t) for t in trials if t.generation == 0 and t.complete]
+    bound = [1.1 * max(column) for column in zip(*first, strict=True)]
+    volumes = []
+    for generation, row in enumerate(rows):
+        born = [t for t in trials if t.generation == generation]
+        so_far = [point_of(t) for t in trials if t.generation <= generation and t.complete]
+        front = {p for p in so_far if not any(dominates(q, p) for q in so_far)}
+        assert (row["generation"], row["trials"]) == (str(generation), str(len(born)))
+        assert row["failed"] == str(sum(not t.complete for t in born))
+        assert row["front_size"] == str(len(front))
+        volumes.append(float(row["hypervolume"]))
+        assert volumes[-1] == pytest.approx(hypervolume(sorted(front), bound), rel=1e-12)
+        for i, name in enumerate(OBJECTIVES):
+            assert float(row[f"best_{name}"]) == min(p[i] for p in so_far)
+    assert len(rows) == 4
+    assert volumes == sorted(volumes)
+    assert volumes[0] < volumes[-1]
+
+
+def point_of(trial):
+    return tuple(trial.result.values[name] for name in OBJECTIVES)
+
+
+def test_tables_do_not_depend_on_the_order_in_which_trials_ended(run, trials, tmp_path):
+    other = write_run(tmp_path / "run", reversed(trials))
+    for name in ("trials.csv", "pareto.csv", "generations.csv", "trials.parquet"):
+        assert (other / name).read_bytes() == (run / name).read_bytes(), name
+
+
+def test_parquet_holds_what_the_csv_holds(run):
+    import pandas as pd
+
+    parquet, csv = pd.read_parquet(run / "trials.parquet"), load_run(run).trials
+    assert list(parquet.columns) == COLUMNS
+    pd.testing.assert_frame_equal(parquet, csv, check_exact=True, check_dtype=False)
+
+
+def test_numbers_are_read_as_they_were_measured(trials, tmp_path):
+    """A number needs 17 digits and a reader that rounds correctly."""
+    values = [{"fid": math.pi**n, "gflops_per_image": math.e**-n} for n in range(1, 9)]
+    done = [t for t in trials if t.complete][:8]
+    exact = [
+        replace(t, result=replace(t.result, values=v)) for t, v in zip(done, values, strict=True)
+    ]
+    found = load_run(write_run(tmp_path / "run", exact)).trials
+    assert found["fid"].to_list() == [v["fid"] for v in values]
+    assert found["gflops_per_image"].to_list() == [v["gflops_per_image"] for v in values]
+
+
+@pytest.mark.parametrize("failed", [0, 4])
+def test_a_run_without_completed_trials_has_all_tables(tmp_path, failed):
+    folder = write_run(tmp_path / "run", make_trials(failed, generation=2, failed=range(failed)))
+    found = load_run(folder)
+    assert (len(found.trials), len(found.pareto), len(found.generations)) == (
+        failed,
+        0,
+        failed // 2,
+    )
+    assert list(found.pareto.columns) == list(found.trials.columns) == COLUMNS
+    for row in read_csv(folder / "generations.csv"):
+        assert (row["failed"], row["front_size"], float(row["hypervolume"])) == ("2", "0", 0.0)
+        assert row["best_fid"] == row["best_gflops_per_image"] == ""
+
+
+def test_a_run_gives_back_the_schedule_of_every_trial(run, trials):
+    schedules = load_run(run).schedules
+    assert schedules == {t.key: StepSchedule.from_json(t.schedule) for t in trials}
+    assert all(schedule.key() == key for key, schedule in schedules.items())
+
+
+def test_reading_writes_nothing_and_needs_no_lock(run, trials, tmp_path):
+    store = RunStore.create(tmp_path / "run", OBJECTIVES, FILES)
+    with pytest.raises(ConfigError, match="no generation is finished"):
+        load_run(store.path)
+    store.append(trials[1])
+    store.write_tables()
+    before = {p.name: p.stat().st_mtime_ns for p in store.path.iterdir()}
+    assert len(load_run(store.path).trials) == 1
+    assert {p.name: p.stat().st_mtime_ns for p in store.path.iterdir()} == before
+    store.close()
+    with pytest.raises(ConfigError, match="no run directory"):
+        load_run(tmp_path)
+
+
+def test_a_failure_needs_no_objectives():
+    assert not replace(make_trials(1)[0], result=Failure("E: no", 3)).complete
