@@ -37,14 +37,15 @@ def plan_stage(
     """
     if type(calls) is not int or calls < 1:
         raise SpaceError(f"calls must be a whole number of at least 1, got {calls!r}")
-    method = SOLVERS[solver]
+    name, args = SOLVERS[solver].canonical(calls, **args)
+    method = SOLVERS[name]
     levels = (*GRIDS[grid](net.diffusion, method.nodes(calls, **args)), 0.0)
     plan = method.plan(levels, calls, **args)
     per_call = [widths] * calls if isinstance(widths, (int, float)) else list(widths)
     if len(per_call) != calls:
         raise SpaceError(f"{len(per_call)} widths for {calls} calls; give one, or one per call")
     made = tuple(Call(c.level, net.check_width(w)) for c, w in zip(plan, per_call, strict=True))
-    return Stage(net=net.key, solver=solver, args=args, levels=levels, calls=made)
+    return Stage(net=net.key, solver=name, args=args, levels=levels, calls=made)
 
 
 def build_schedule(candidate: Candidate, cards: Mapping[str, NetCard]) -> StepSchedule:

@@ -119,14 +119,15 @@ def _resources(args: argparse.Namespace) -> Resources:
 def _train(args: argparse.Namespace) -> int:
     from stepsearch.config import read_recipe
     from stepsearch.progress import Display
-    from stepsearch.run import stop_on_signals, train
+    from stepsearch.run import train
+    from stepsearch.signals import Signals
     from stepsearch.supernet import check_buildable, recipe_data
 
     recipe = read_recipe(args.file, args.overrides)
     data = recipe_data(recipe)
     check_buildable(recipe, data)
-    with Display() as display, stop_on_signals("the same command"):
-        path, card = train(recipe, data, display, args.device)
+    with Display() as display, Signals("the same command") as signals:
+        path, card = train(recipe, data, display, signals, args.device)
         for width, flops in zip(card.widths, card.flops, strict=True):
             loss = card.training.get("loss", {}).get(f"{width:g}")
             shown = "" if loss is None else f", loss {loss:.4f}"

@@ -5,19 +5,16 @@ from __future__ import annotations
 import functools
 import json
 import logging
-import os
-import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 import torch
 
 from stepsearch.build import plan_stage
 from stepsearch.config import dump_space, read_space
-from stepsearch.core.errors import ConfigError, Interrupted, RunError
+from stepsearch.core.errors import ConfigError, RunError
 from stepsearch.core.protocols import Executor, NetCard
 from stepsearch.core.schedule import StepSchedule
 from stepsearch.core.settings import Recipe, RunSettings, content_hash
@@ -27,6 +24,7 @@ from stepsearch.executors.ray_pool import RayExecutor
 from stepsearch.progress import Display
 from stepsearch.report import plot_all
 from stepsearch.search import environment, run_search
+from stepsearch.signals import Signals
 from stepsearch.store import RunStore, check_absent, is_run, load_run
 from stepsearch.supernet import check_buildable, ensure_supernet, recipe_data, supernet_path
 from stepsearch.training.data import Dataset
@@ -62,13 +60,13 @@ def start_run(
     else:
         check_absent(out)
     again = f"stepsearch resume {out}" if there else "the same command"
-    with Display() as display, stop_on_signals(again):
+    with Display() as display, Signals(again) as signals:
         data = _shared_data(settings)
         for recipe in settings.recipes:
             check_buildable(recipe, data)
         cards, paths = {}, []
         for recipe in settings.recipes:
-            path, card = train(recipe, data, display, settings.evaluation.device)
+            path, card = train(recipe, data, display, signals, settings.evaluation.device)
             cards[recipe.name] = card
             paths.append(str(path))
         display.stage("features and reference statistics", 1)
@@ -87,7 +85,7 @@ def start_run(
             stack.enter_context(_logging_to(out / "log.txt"))
             if store.torn is not None:
                 display.say(f"{out}: the journal's last line was torn; set aside as {store.torn}")
-            _search(settings, cards, spec, store, resources, display)
+            _search(settings, cards, spec, store, resources, display, signals)
 
 
 def resume_run(out: Path, resources: Resources) -> None:
@@ -100,7 +98,7 @@ def resume_run(out: Path, resources: Resources) -> None:
 
 
 def train(
-    recipe: Recipe, data: Dataset, display: Display, device: str = "auto"
+    recipe: Recipe, data: Dataset, display: Display, signals: Signals, device: str = "auto"
 ) -> tuple[Path, NetCard]:
     """The recipe's network, trained with progress unless it is there already."""
     path = supernet_path(recipe, data)
@@ -108,13 +106,18 @@ def train(
         display.say(f"supernet {recipe.name}: recipe unchanged, using {path}")
     elif recipe.train is not None:
         steps = recipe.train.steps
+
+        def on_step(step: int, losses: Mapping[float, float]) -> None:
+            display.training(step, steps, losses)
+            signals.check()
+
         display.say(f"supernet {recipe.name}: training {steps} steps on {data.name}")
         display.stage(f"training {recipe.name}", steps)
         return ensure_supernet(
             recipe,
             data,
             device=pick_device(device),
-            on_step=lambda step, losses: display.training(step, steps, losses),
+            on_step=on_step,
         )
     return ensure_supernet(recipe, data, device=pick_device(device))
 
@@ -126,13 +129,13 @@ def _search(
     store: RunStore,
     resources: Resources,
     display: Display,
+    signals: Signals,
 ) -> None:
     with ExitStack() as stack:
         _canaries(settings, cards, spec, store, display)
-        executor = _executor(spec, resources)
+        executor = _executor(spec, resources, signals)
         stack.callback(executor.close)
-        # once more, since Ray has put its own handlers in place
-        stack.enter_context(stop_on_signals(f"stepsearch resume {store.path}"))
+        signals.install(f"stepsearch resume {store.path}")  # again: Ray has put in its own
         planned = settings.search.population * settings.search.generations
         workers = f"{resources.workers} worker{'s' if resources.workers > 1 else ''}"
         display.say(f"search: {planned} trials on {workers}, results in {store.path}")
@@ -147,7 +150,7 @@ def _search(
     display.say(f"{store.path}: {len(run.trials)} trials, {len(run.pareto)} on the front")
 
 
-def _executor(spec: EvaluatorSpec, resources: Resources) -> Executor:
+def _executor(spec: EvaluatorSpec, resources: Resources, signals: Signals) -> Executor:
     factory = functools.partial(Evaluator, spec)
     local = resources.workers == 1 and resources.address is None
     if resources.executor == "local" or (resources.executor == "auto" and local):
@@ -155,12 +158,18 @@ def _executor(spec: EvaluatorSpec, resources: Resources) -> Executor:
             raise ConfigError(
                 f"--executor local: runs 1 worker, got {resources.workers}; use --executor ray"
             )
-        return LocalExecutor(factory)
+        return LocalExecutor(factory, stopping=signals.stopping)
     gpus = resources.gpus_per_worker
     if gpus is None:
         share = torch.cuda.device_count() / resources.workers if spec.device == "cuda" else 0.0
         gpus = float(int(share)) if share >= 1 else share
-    return RayExecutor(factory, resources.workers, address=resources.address, gpus_per_worker=gpus)
+    return RayExecutor(
+        factory,
+        resources.workers,
+        address=resources.address,
+        gpus_per_worker=gpus,
+        stopping=signals.stopping,
+    )
 
 
 def _canaries(
@@ -249,26 +258,3 @@ def _logging_to(path: Path) -> Iterator[None]:
     finally:
         root.removeHandler(handler)
         handler.close()
-
-
-@contextmanager
-def stop_on_signals(again: str) -> Iterator[None]:
-    """The first SIGINT, SIGTERM or SIGUSR1 stops in good order, a second one at once.
-
-    Args:
-        again: the command that continues.
-    """
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        for n in numbers:
-            signal.signal(n, lambda *_: os._exit(130))
-        name = signal.Signals(number).name
-        raise Interrupted(f"stopped by {name}; nothing finished is lost, continue with `{again}`")
-
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-    before = {n: signal.signal(n, stop) for n in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -13,7 +13,7 @@ from importlib.metadata import version
 
 from stepsearch.algorithms.registry import ALGORITHMS, Problem
 from stepsearch.build import build_schedule
-from stepsearch.core.errors import FailureBudgetExceeded, NoFeasibleCandidate, RunError
+from stepsearch.core.errors import FailureBudgetExceeded, Interrupted, NoFeasibleCandidate, RunError
 from stepsearch.core.protocols import Executor, Genome, NetCard
 from stepsearch.core.schedule import StepSchedule
 from stepsearch.core.settings import RunSettings, content_hash
@@ -57,12 +57,14 @@ def run_search(
     Raises:
         RunError: a journal of another search.
         FailureBudgetExceeded, NoFeasibleCandidate: nothing to trust or to show.
+        Interrupted: the executor was told to stop.
     """
     compile_genome = _compiler(settings, cards)
     algorithm = ALGORITHMS[settings.search.algorithm](
         _problem(settings, cards, compile_genome), settings.search
     )
     known = {t.key: t for t in store.trials}
+    places = {t.trial_id: (t.key, t.generation) for t in store.trials}
     replayed, first = len(known), 0
     budget = settings.search.population * settings.search.generations
     for generation in range(settings.search.generations):
@@ -74,9 +76,10 @@ def run_search(
         keys = [s.key() for s in schedules]
         waiting = {}
         for i, (genome, schedule, key) in enumerate(zip(genomes, schedules, keys, strict=True)):
-            if key not in known:
+            place = places.pop(first + i, None)
+            if place is None and key not in known:
                 waiting[key] = (first + i, genome, schedule)
-            elif (known[key].trial_id, known[key].generation) != (first + i, generation):
+            elif place != (key, generation):
                 raise RunError(f"{store.path}: the journal is of another search; start a new run")
         for key, result in executor.map([schedule for _, _, schedule in waiting.values()]):
             number, genome, schedule = waiting[key]
@@ -103,6 +106,11 @@ def run_search(
                 )
             )
             _check_failures(failed, budget, store)
+        if any(key not in known for key in keys):
+            raise Interrupted(
+                f"{store.path}: stopped, nothing finished is lost; continue with "
+                f"`stepsearch resume {store.path}`"
+            )
         algorithm.tell([_told(known[key], settings.objectives) for key in keys])
         store.write_tables()
         first += len(genomes)

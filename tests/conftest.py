@@ -17,6 +17,17 @@ settings.register_profile("stepsearch", deadline=None, derandomize=True)
 settings.load_profile("stepsearch")
 
 
+def data_folder():
+    """Where CIFAR-10 lies, the golden files in the folder beside it."""
+    default = Path(__file__).parents[2] / "shared" / "data"
+    return Path(os.environ.get("STEPSEARCH_DATA", default)).absolute()
+
+
+@pytest.fixture(scope="session")
+def data():
+    return data_folder()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread():
     """Sums in one order, and no more cores than were asked for."""
@@ -33,10 +44,7 @@ def golden():
     """Loads a golden JSON by name, from the folder beside STEPSEARCH_DATA."""
 
     def load(name):
-        data = os.environ.get("STEPSEARCH_DATA")
-        if not data:
-            pytest.skip("STEPSEARCH_DATA is not set; the golden files lie in the folder beside it")
-        file = Path(data).absolute().parent / "golden" / f"{name}.json"
+        file = data_folder().parent / "golden" / f"{name}.json"
         if not file.is_file():
             pytest.skip(f"{file}: no such file")
         return json.loads(file.read_text())

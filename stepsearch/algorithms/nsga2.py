@@ -10,6 +10,7 @@ from pymoo.algorithms.moo.nsga2 import NSGA2, RankAndCrowdingSurvival, binary_to
 from pymoo.core.duplicate import DuplicateElimination
 from pymoo.core.evaluator import Evaluator
 from pymoo.core.mutation import Mutation
+from pymoo.core.population import Population
 from pymoo.core.problem import Problem as PymooProblem
 from pymoo.core.sampling import Sampling
 from pymoo.core.termination import NoTermination
@@ -42,30 +43,34 @@ class ResetMutation(Mutation):
         return np.where(hit, (X + step) % self.sizes, X)
 
 
+def random_rows(count: int, sizes: np.ndarray, history: History, random_state: Any) -> list[Any]:
+    """Up to `count` uniformly random genomes that mean something new."""
+    rows: dict[Hashable, np.ndarray] = {}
+    for _ in range(TRIES * count):
+        if len(rows) == count:
+            break
+        row = np.floor(random_state.random(len(sizes)) * sizes).astype(np.int64)
+        identity = history.identity(row)
+        if identity is not None and identity not in history.asked:
+            rows.setdefault(identity, row)
+    return list(rows.values())
+
+
 class FirstGeneration(Sampling):
-    """The given genomes, then uniformly random ones that mean something new."""
+    """The given genomes that are allowed, each meaning once."""
 
-    def __init__(self, first: Sequence[Genome], sizes: np.ndarray, history: History) -> None:
+    def __init__(self, first: Sequence[Genome], history: History) -> None:
         super().__init__()
-        self.first, self.sizes, self.history = first, sizes, history
+        self.first, self.history = first, history
 
-    def _do(self, problem: Any, n_samples: int, *, random_state: Any, **kwargs: Any) -> np.ndarray:
-        rows: list[np.ndarray] = []
-        batch: set[Hashable] = set()
-
-        def offer(row: np.ndarray) -> None:
+    def _do(self, problem: Any, n_samples: int, **kwargs: Any) -> np.ndarray:
+        rows: dict[Hashable, np.ndarray] = {}
+        for genome in self.first:
+            row = np.asarray(genome, dtype=np.int64)
             identity = self.history.identity(row)
-            if identity is not None and identity not in batch:
-                batch.add(identity)
-                rows.append(row)
-
-        for genome in self.first[:n_samples]:
-            offer(np.asarray(genome, dtype=np.int64))
-        for _ in range(TRIES * n_samples):
-            if len(rows) == n_samples:
-                break
-            offer(np.floor(random_state.random(len(self.sizes)) * self.sizes).astype(np.int64))
-        return np.array(rows, dtype=np.int64).reshape(len(rows), len(self.sizes))
+            if identity is not None:
+                rows.setdefault(identity, row)
+        return np.array(list(rows.values())[:n_samples], dtype=np.int64).reshape(-1, problem.n_var)
 
 
 class History(DuplicateElimination):
@@ -81,6 +86,10 @@ class History(DuplicateElimination):
 
     def identity(self, row: np.ndarray) -> Hashable | None:
         return self.problem.identity(tuple(int(g) for g in row))
+
+    def note(self, rows: Sequence[np.ndarray]) -> None:
+        """Remember that these were asked."""
+        self.asked.update(self.identity(row) for row in rows)
 
     def _do(self, pop: Any, other: Any, is_duplicate: np.ndarray) -> np.ndarray:
         seen = {self.identity(row) for row in other.get("X")} if other is not None else set()
@@ -98,11 +107,12 @@ class Nsga2:
     def __init__(self, problem: Problem, settings: SearchSettings) -> None:
         sizes = np.asarray(problem.sizes, dtype=np.int64)
         self._sizes, self._objectives = sizes, problem.objectives
+        self._population = settings.population
         self._history = History(problem)
         rate = 1 / len(sizes) if settings.mutation is None else settings.mutation
         self._algorithm = NSGA2(
             pop_size=settings.population,
-            sampling=FirstGeneration(problem.first, sizes, self._history),
+            sampling=FirstGeneration(problem.first, self._history),
             selection=TournamentSelection(func_comp=binary_tournament),
             crossover=PointCrossover(n_points=2, prob=settings.crossover),
             mutation=ResetMutation(sizes, rate),
@@ -116,13 +126,20 @@ class Nsga2:
         self._asked: Any = None
 
     def ask(self) -> list[Genome]:
-        """The next generation; smaller where few new schedules are left, empty where none is."""
-        self._asked = self._algorithm.ask()
-        if self._asked is None or not len(self._asked):
-            return []
-        genomes = [tuple(int(g) for g in row) for row in self._asked.get("X")]
-        self._history.asked.update(self._history.problem.identity(g) for g in genomes)
-        return genomes
+        """The next generation; smaller where few new schedules are left, empty where none is.
+
+        Where mating finds too little that is new, as in a small space, random genomes fill up.
+        """
+        offspring = self._algorithm.ask()
+        rows = [] if offspring is None else list(offspring.get("X"))
+        self._history.note(rows)
+        if len(rows) < self._population:
+            missing = self._population - len(rows)
+            found = random_rows(missing, self._sizes, self._history, self._algorithm.random_state)
+            self._history.note(found)
+            rows += found
+        self._asked = Population.new("X", np.array(rows)) if rows else None
+        return [tuple(int(g) for g in row) for row in rows]
 
     def tell(self, values: Sequence[tuple[float, ...] | None]) -> None:
         """Values in ask order; None for a failed trial, which never enters the front."""

@@ -9,13 +9,14 @@ from numpy.typing import NDArray
 def generator(*counter: int) -> np.random.Generator:
     """An independent stream for a tuple of up to four non-negative integers, e.g. (seed, step).
 
-    The last two go to the key of Philox and the others to the high words of its counter, so
-    streams never overlap in the first 2**64 draws.
+    The last two go to the key of Philox, the others and their number to the high words of its
+    counter, so streams never overlap in the first 2**64 draws.
     """
-    if not 1 <= len(counter) <= 4:
-        raise ValueError(f"a stream is named by 1 to 4 integers, got {counter}")
+    if not 1 <= len(counter) <= 4 or min(counter) < 0:
+        raise ValueError(f"a stream is named by 1 to 4 integers from 0 up, got {counter}")
     words = [0, 0, 0, 0, *counter][-4:]
-    return np.random.Generator(np.random.Philox(key=words[2:], counter=[0, 0, *words[:2]]))
+    start = [0, len(counter), *words[:2]]
+    return np.random.Generator(np.random.Philox(key=words[2:], counter=start))
 
 
 def image_noise(

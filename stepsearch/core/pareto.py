@@ -40,5 +40,7 @@ def hypervolume(points: ArrayLike, reference: ArrayLike) -> float:
     bound = np.asarray(reference, dtype=np.float64)
     if array.shape[1:] != bound.shape:
         raise ValueError(f"reference {bound.shape} does not fit points {array.shape}")
+    if not np.isfinite(bound).all():
+        raise ValueError(f"reference must be finite, got {bound}")
     inside = array[(array < bound).all(axis=1)]
     return float(moocore.hypervolume(inside, ref=bound)) if len(inside) else 0.0

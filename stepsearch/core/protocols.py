@@ -114,6 +114,9 @@ class SolverState:
 class Solver(Protocol):
     """An integrator in plan/step form; step i makes call i of the stage."""
 
+    def canonical(self, n_calls: int, **args: Any) -> tuple[str, dict[str, Any]]:
+        """The plainest solver and arguments that do the same, so that equal runs are one trial."""
+
     def nodes(self, n_calls: int, **args: Any) -> int:
         """Nodes of the fine grid, without the end node, that give `n_calls` network calls."""
 

@@ -128,7 +128,7 @@ class Trial:
             "widths": run_length(self.call_widths),
             "mean_width": sum(self.call_widths) / len(self.call_widths),
             "seconds": r.seconds,
-            "started_at": r.started_at,
+            "started_at": r.started_at or None,
         }
         if isinstance(r, Measurement):
             row |= {name: r.values.get(name) for name in ("fid", "fid_se", "gflops_per_image")}

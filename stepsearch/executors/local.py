@@ -41,15 +41,22 @@ def note_trouble(schedule: StepSchedule, tries: int, trouble: Trouble) -> None:
 
 
 class LocalExecutor:
-    """`factory` builds the scoring function once, when the first schedule arrives."""
+    """`factory` builds the scoring function once, when the first schedule arrives.
 
-    def __init__(self, factory: Callable[[], Score]) -> None:
-        self._factory = factory
+    Once `stopping` is true nothing new is begun, and `map` ends early.
+    """
+
+    def __init__(
+        self, factory: Callable[[], Score], *, stopping: Callable[[], bool] = lambda: False
+    ) -> None:
+        self._factory, self._stopping = factory, stopping
         self._score: Score | None = None
 
     def map(self, schedules: Iterable[StepSchedule]) -> Iterator[tuple[str, Measurement | Failure]]:
         """Results in the order of `schedules`."""
         for schedule in schedules:
+            if self._stopping():
+                return
             if self._score is None:
                 self._score = self._factory()
             yield schedule.key(), self._result(self._score, schedule)

@@ -57,6 +57,8 @@ class _Worker:
 class RayExecutor:
     """A pool of `workers` actors on a new local Ray, or on the cluster at `address`.
 
+    Once `stopping` is true nothing new is begun, and `map` ends when the running ones have.
+
     Raises:
         ConfigError: a cluster that has too few CPUs or GPUs, or none at `address`.
         StepsearchError: workers that cannot start.
@@ -69,8 +71,9 @@ class RayExecutor:
         *,
         address: str | None = None,
         gpus_per_worker: float = 0.0,
+        stopping: Callable[[], bool] = lambda: False,
     ) -> None:
-        self._factory, self._gpus = factory, gpus_per_worker
+        self._factory, self._gpus, self._stopping = factory, gpus_per_worker, stopping
         self._ray = _import_ray(address)
         self._stack = contextlib.ExitStack()
         # Ray prints what its raylet says of dead workers to stdout, which belongs to data
@@ -130,6 +133,10 @@ class RayExecutor:
         queue = deque((schedule, 1) for schedule in schedules)
         running: dict[Any, tuple[Any, StepSchedule, int]] = {}
         while queue or running:
+            if self._stopping():
+                queue.clear()
+                if not running:
+                    return
             while queue and self._idle:
                 schedule, tries = queue.popleft()
                 worker = self._idle.popleft()

@@ -49,9 +49,9 @@ class EpsNet:
 
 
 def count_flops(module: nn.Module, image_shape: tuple[int, ...], width: float) -> float:
-    """FLOPs of one image and one call at `width`, counted on the meta device.
+    """FLOPs of one image and one call at `width`; one multiply-add is 2 FLOPs.
 
-    On a CPU torch counts attention as zero, hence meta. One multiply-add is 2 FLOPs.
+    Counted on the meta device, since torch counts fused attention on a CPU as zero.
     """
     plain = module.subnet(width).to("meta")
     x, time = torch.empty(1, *image_shape, device="meta"), torch.zeros(1, device="meta")

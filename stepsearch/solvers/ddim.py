@@ -27,6 +27,10 @@ def move(x: Tensor, eps: Tensor, start: float, end: float, process: Process) -> 
 class DDIM:
     """One call per node, each prediction carried to the next node."""
 
+    def canonical(self, n_calls: int, **args: Any) -> tuple[str, dict[str, Any]]:
+        """DDIM itself."""
+        return "ddim", args
+
     def nodes(self, n_calls: int, **args: Any) -> int:
         """As many nodes as calls; SpaceError for any argument."""
         if args:

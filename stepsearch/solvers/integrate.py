@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from stepsearch.core.errors import SpaceError
 from stepsearch.core.noise import image_noise
-from stepsearch.core.protocols import Net, NetCard, SolverState
-from stepsearch.core.schedule import StepSchedule
+from stepsearch.core.protocols import Net, NetCard, Solver, SolverState
+from stepsearch.core.schedule import Stage, StepSchedule
 from stepsearch.solvers.registry import SOLVERS
 
 if TYPE_CHECKING:
@@ -44,12 +44,25 @@ def integrate(
             raise SpaceError(f"schedule asks for network '{stage.net}'; given: {known}")
         net = _Watched(nets[stage.net], cond, on_call)
         solver, state = SOLVERS[stage.solver], SolverState(x)
+        _check_plan(solver, stage)
         for i in range(len(stage.calls)):
             draw += 1
             noise = _noise(seed, first_image, x, draw)
             state = solver.step(net, stage, state, i, noise)
         x = state.x
     return x
+
+
+def _check_plan(solver: Solver, stage: Stage) -> None:
+    """SpaceError for an edited schedule whose calls are not those that its solver makes."""
+    planned = [c.level for c in solver.plan(stage.levels, len(stage.calls), **stage.args)]
+    stated = [c.level for c in stage.calls]
+    nodes = solver.nodes(len(stage.calls), **stage.args)
+    if planned != stated or len(stage.levels) != nodes + 1:
+        raise SpaceError(
+            f"schedule: stage of '{stage.net}': its calls are not what '{stage.solver}' makes on "
+            f"its levels; build it with plan_stage"
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,11 @@ def jump(i: int, k: int, l: int) -> tuple[int, int, int]:  # noqa: E741 (the pap
 class PFDiff:
     """Arguments k >= 1 and 1 <= l <= k; k = l = 0 is DDIM on the same number of calls."""
 
+    def canonical(self, n_calls: int, **args: Any) -> tuple[str, dict[str, Any]]:
+        """DDIM where there is no block to skip."""
+        k, _ = _k_l(args)
+        return ("ddim", {}) if k == 0 or n_calls == 1 else ("pfdiff", args)
+
     def nodes(self, n_calls: int, **args: Any) -> int:
         """Fine nodes for `n_calls`; SpaceError for k, l that are missing or out of range."""
         k, _ = _k_l(args)

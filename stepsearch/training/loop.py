@@ -15,13 +15,15 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from stepsearch.core.errors import ConfigError
+from stepsearch.core.errors import ConfigError, Interrupted
 from stepsearch.core.files import write_atomic
 from stepsearch.core.noise import generator
 from stepsearch.core.process import Process
 from stepsearch.core.settings import TrainConfig
 
-EPOCHS, STEPS = 0, 1  # streams: order of the images, and everything drawn inside a step
+# streams: order of the images, and everything drawn inside a step; four words each, so that none
+# is a stream of sampling noise
+EPOCHS, STEPS = (0, 0), (0, 1)
 
 OnStep = Callable[[int, Mapping[float, float]], None]
 
@@ -53,6 +55,8 @@ def train_supernet(
             there and removes it at the end.
         on_step: called after every step with the step's number from 1 and its loss per width.
     """
+    if not process.discrete:
+        raise ConfigError(f"training draws whole times, which process '{process.name}' has not")
     if len(images) < config.batch:
         raise ConfigError(f"train.batch: {config.batch} exceeds the {len(images)} images")
     module.train().to(device, memory_format=torch.channels_last)
@@ -73,7 +77,11 @@ def train_supernet(
             with torch.no_grad():
                 for name, value in module.state_dict().items():
                     ema[name].lerp_(value, 1 - decay)
-            on_step(step + 1, losses)
+            try:
+                on_step(step + 1, losses)
+            except Interrupted:
+                _save(checkpoint, module, ema, optimizer, step + 1)
+                raise
             if (step + 1) % config.checkpoint_every == 0 and step + 1 < config.steps:
                 _save(checkpoint, module, ema, optimizer, step + 1)
     checkpoint.unlink(missing_ok=True)
@@ -89,7 +97,7 @@ def _step(
     alpha_bar: Tensor,
     config: TrainConfig,
 ) -> dict[float, float]:
-    rng = generator(STEPS, config.seed, step)
+    rng = generator(*STEPS, config.seed, step)
     optimizer.param_groups[0]["lr"] = config.rate(step)
     optimizer.zero_grad()
     chosen = sandwich_widths(widths, rng)
@@ -112,7 +120,7 @@ def _step(
 def _batch(count: int, step: int, config: TrainConfig) -> np.ndarray:
     """Image numbers of `step`: epochs without replacement, the ragged end of an epoch dropped."""
     per_epoch = count // config.batch
-    order = generator(EPOCHS, config.seed, step // per_epoch).permutation(count)
+    order = generator(*EPOCHS, config.seed, step // per_epoch).permutation(count)
     start = step % per_epoch * config.batch
     return order[start : start + config.batch]
 

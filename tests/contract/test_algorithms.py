@@ -59,7 +59,7 @@ def test_the_global_generators_play_no_part(name):
     asked = []
     for seed in (1, 2):
         random.seed(seed)
-        np.random.seed(seed)  # noqa: NPY002
+        np.random.seed(seed)
         asked.append(asks_of(name, problem_of(), 4))
     assert asked[0] == asked[1]
 

@@ -22,10 +22,6 @@ class Killed(Exception):
     """What the tests raise to end a training."""
 
 
-def bug(raises, reason):
-    return pytest.mark.xfail(strict=True, raises=raises, reason=f"BUG: {reason}")
-
-
 @pytest.fixture(scope="module")
 def images():
     return load_dataset("digits").images[:256]
@@ -92,11 +88,6 @@ class TestResume:
         assert equal(module.state_dict(), again.state_dict())
 
     @pytest.mark.parametrize("kill", [6, 9, 11])
-    @bug(
-        AssertionError,
-        "checkpoints store moments contiguously and weights are channels_last: fused Adam walks "
-        "memory, so after resuming the moments belong to other weights",
-    )
     def test_killed_and_resumed_equals_an_unbroken_run(self, train, tmp_path, kill):
         whole, module, _ = train(name="whole")
         train(kill=kill)
@@ -130,7 +121,7 @@ class TestSeeds:
         "dropout",
         [
             0.0,
-            pytest.param(0.1, marks=bug(AssertionError, "dropout draws from torch's global rng")),
+            0.1,
         ],
     )
     def test_the_global_generator_does_not_matter(self, train, dropout):

@@ -107,11 +107,6 @@ def test_points_must_be_finite(bad):
             call(points)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=pytest.fail.Exception,
-    reason="BUG: a reference that is not finite gives 0 or inf",
-)
 @pytest.mark.parametrize("bad", BAD)
 def test_reference_must_be_finite(bad):
     with pytest.raises(ValueError, match="finite"):
