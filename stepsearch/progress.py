@@ -36,7 +36,10 @@ class Display:
 
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
             self._bar = Bar(
-                *columns, TextColumn("{task.fields[note]}"), console=Console(stderr=True)
+                *columns,
+                TextColumn("{task.fields[note]}"),
+                console=Console(stderr=True),
+                transient=True,
             )
             self._bar.start()
         return self

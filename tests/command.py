@@ -10,14 +10,16 @@ STEPSEARCH = Path(sys.executable).with_name("stepsearch")
 
 def stepsearch(folder, *argv):
     """Run the real command in `folder`; the user's own cache is neither read nor written."""
-    return subprocess.run(
-        [STEPSEARCH, *map(str, argv)],
+    done = subprocess.run(
+        [STEPSEARCH, *argv],
         cwd=folder,
         env=os.environ | {"STEPSEARCH_CACHE": str(folder / "cache")},
         capture_output=True,
-        text=True,
         timeout=120,
     )
+    # text mode would turn every carriage return, which moves a cursor, into a line break
+    done.stdout, done.stderr = done.stdout.decode(), done.stderr.decode()
+    return done
 
 
 def files(folder):

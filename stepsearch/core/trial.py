@@ -127,7 +127,7 @@ class Trial:
             "grid": c.grid,
             "widths": run_length(self.call_widths),
             "mean_width": sum(self.call_widths) / len(self.call_widths),
-            "seconds": r.seconds,
+            "seconds": r.seconds or None,
             "started_at": r.started_at or None,
         }
         if isinstance(r, Measurement):

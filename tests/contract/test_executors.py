@@ -24,13 +24,10 @@ RAY = pytest.param("ray", marks=pytest.mark.ray)
 
 def make_factory(folder):
     """A score whose behaviour the schedule chooses; nested, so that workers get it by value."""
-    seconds, table = 0.01, {}
-    for width in (FINE, FLAKY):
-        table |= {s.key(): score(s) for s in schedules_of(width)}
+    table = {s.key(): score(s) for width in (FINE, FLAKY) for s in schedules_of(width)}
 
     def factory():
         import os
-        import time
         from pathlib import Path
 
         def behave(schedule):
@@ -44,7 +41,6 @@ def make_factory(folder):
                 raise ArithmeticError("no good\nsecond line")
             if width == 0.75 and attempts == 0:
                 raise OSError("only once")
-            time.sleep(seconds)
             return table[key]
 
         return behave

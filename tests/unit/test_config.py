@@ -218,7 +218,7 @@ COMMANDS = [
     (
         ["run", "space.yaml"],
         SPACE.replace("{max: 1}", "{min: 2, max: 1}"),
-        (":10:33:", "max 1; swap"),
+        (":10:33:", "1; swap"),
     ),
     (["run", "space.yaml"], SPACE.replace("[0.5, 1.0]", "[0.33]"), (":8:35:", "offers 0.5, 1")),
     (["run", "space.yaml"], SPACE.replace("l: 1", "l: 3"), (":7:18:", "1 <= l <= k", "l=3")),
@@ -390,7 +390,7 @@ SPACES = st.fixed_dictionaries(
                 "algorithm": st.sampled_from(["nsga2", "random"]),
                 "population": st.integers(2, 1000),
                 "seed": st.integers(0, 2**32 - 1),
-                "crossover": st.floats(0, 1),
+                "crossover": st.sampled_from([0.0, 1.0]) | st.floats(0, 1),
                 "mutation": st.floats(1e-12, 1),
             },
         ),

@@ -154,8 +154,9 @@ def test_too_small_a_limit_spreads_the_widths_evenly(widths, data):
 @pytest.mark.parametrize("segments", [1, 3, 5, 16])
 def test_widths_follow_equal_parts_of_log_noise_level(process, segments):
     card = replace(FINE, process=process)
-    top, bottom = (card.diffusion.level_at(t) for t in (card.diffusion.last_time,
-                                                        card.diffusion.first_time))
+    top, bottom = (
+        card.diffusion.level_at(t) for t in (card.diffusion.last_time, card.diffusion.first_time)
+    )
     edges = np.geomspace(top, bottom, segments + 1)[1:-1]
     genes = card.widths[:segments]  # all different: a width names its gene
     checked = set()

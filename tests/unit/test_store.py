@@ -331,11 +331,6 @@ def test_tables_do_not_depend_on_the_order_in_which_trials_ended(run, trials, tm
         assert (other / name).read_bytes() == (run / name).read_bytes(), name
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="BUG: started_at of a failed trial is empty text in parquet and missing in CSV",
-)
 def test_parquet_holds_what_the_csv_holds(run):
     import pandas as pd
 
