@@ -44,22 +44,24 @@ def _parser() -> argparse.ArgumentParser:
             added.add_argument(target, type=Path, metavar=metavar or target.upper())
         return added
 
-    run = command("run", "search a space, e.g. `run search_spaces/digits.yaml --workers 2`", "file")
+    text = "the file, and any overrides such as search.population=8"
+    words = {"nargs": "*", "metavar": "FILE|key=value", "help": text}
+    run = command("run", "search a space, e.g. `run search_spaces/digits.yaml --workers 2`", "")
+    run.add_argument("words", **words)
     run.add_argument("-o", "--output", type=Path, help="run directory (default results/NAME)")
     run.add_argument("--seed", type=int, help="seed of the search; same as search.seed=S")
     run.add_argument("--resume", action="store_true", help="continue if the directory is there")
-    run.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. search.population=8")
     resume = command("resume", "continue a stopped run from its journal", "run")
     for sub in (run, resume):
         sub.add_argument("--workers", type=int, default=1, help="concurrent trials (default 1)")
         sub.add_argument("--executor", choices=("auto", "local", "ray"), default="auto")
         sub.add_argument("--address", help="of a running Ray cluster (default: start one here)")
         sub.add_argument("--gpus-per-worker", type=float, help="fractions allowed")
-    train = command("train", "train the supernet of a recipe; unchanged ones are kept", "file")
+    train = command("train", "train the supernet of a recipe; unchanged ones are kept", "")
+    train.add_argument("words", **words)
     train.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    train.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. train.steps=500")
-    validate = command("validate", "check a space or recipe file and its data", "file")
-    validate.add_argument("overrides", nargs="*", metavar="key=value")
+    validate = command("validate", "check a space or recipe file and its data", "")
+    validate.add_argument("words", **words)
     status = command("status", "how far a run is", "run")
     status.add_argument("--json", action="store_true")
     front = command("front", "print the Pareto front", "run")
@@ -73,14 +75,20 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Parse, with key=value overrides allowed anywhere after the command."""
+    """Parse; FILE and key=value overrides may stand anywhere after the command."""
     parser = _parser()
     args, rest = parser.parse_known_args(argv)
-    stray = [a for a in rest if a.startswith("-") or "=" not in a or not hasattr(args, "overrides")]
+    words = hasattr(args, "words")
+    stray = [a for a in rest if a.startswith("-") or not words]
     if stray:
         parser.error(f"unrecognised argument '{stray[0]}' after '{args.command}'")
-    if rest:
-        args.overrides = [*args.overrides, *rest]
+    if words:
+        given = [*args.words, *rest]
+        files = [w for w in given if "=" not in w or Path(w).is_file()]
+        if len(files) != 1:
+            parser.error(f"{args.command}: one FILE is needed, got {files or 'none'}")
+        args.file = Path(files[0])
+        args.overrides = [w for w in given if w not in files]
     return args
 
 
@@ -156,14 +164,15 @@ def _validate(args: argparse.Namespace) -> int:
 
 
 def _status(args: argparse.Namespace) -> int:
-    from stepsearch.config import read_space
-    from stepsearch.store import JOURNAL, read_journal
+    from stepsearch.core.yamlfile import read_yaml
+    from stepsearch.store import JOURNAL, is_run, read_journal
 
-    if not (args.run / "resolved.yaml").is_file():
-        raise ConfigError(f"{args.run}: no run directory (no resolved.yaml)")
-    search = read_space(args.run / "resolved.yaml").search
+    if not is_run(args.run):
+        raise ConfigError(f"{args.run}: no run directory (no {JOURNAL})")
+    search = read_yaml(args.run / "resolved.yaml").section().need("search").section()
+    generations = search.need("generations").whole(1)
     trials, _ = read_journal(args.run / JOURNAL)
-    planned = search.population * search.generations
+    planned = search.need("population").whole(1) * generations
     fids = [t.result.values["fid"] for t in trials if t.complete and "fid" in t.result.values]
     state = {
         "run": str(args.run),
@@ -171,7 +180,7 @@ def _status(args: argparse.Namespace) -> int:
         "planned": planned,
         "failed": sum(not t.complete for t in trials),
         "generation": max((t.generation for t in trials), default=0) + 1,
-        "generations": search.generations,
+        "generations": generations,
         "best_fid": min(fids, default=None),
     }
     print(json.dumps(state) if args.json else "\n".join(f"{k:12} {v}" for k, v in state.items()))
@@ -214,7 +223,7 @@ def _ls(args: argparse.Namespace) -> int:
             for path in sorted((root / folder).glob("*.yaml")):
                 if path.resolve() not in seen:
                     seen.add(path.resolve())
-                    first = path.read_text(encoding="utf-8").partition("\n")[0]
+                    first = path.read_text(encoding="utf-8", errors="replace").partition("\n")[0]
                     print(f"{path}  {first.lstrip('# ')}")
     return 0
 

@@ -11,7 +11,6 @@ from typing import Any
 import yaml
 from yaml.nodes import MappingNode, SequenceNode
 
-import stepsearch.objectives  # noqa: F401 (files the objectives)
 from stepsearch.algorithms.registry import ALGORITHMS
 from stepsearch.core.errors import ConfigError
 from stepsearch.core.settings import (
@@ -23,14 +22,15 @@ from stepsearch.core.settings import (
     TrainConfig,
 )
 from stepsearch.core.space import SearchSpace
-from stepsearch.core.yamlfile import Section, Value, read_yaml
+from stepsearch.core.yamlfile import Dumper, Section, Value, read_yaml
 from stepsearch.nets.families import FAMILIES
+from stepsearch.objectives.features import check_extractor
 from stepsearch.objectives.registry import OBJECTIVES
 from stepsearch.solvers.registry import GRIDS, SOLVERS
 from stepsearch.training.data import LOADERS
 
 VERSION = 1
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 SIDE_VALUES = ("fid_se",)  # reported with an objective, none by themselves
 
 
@@ -120,34 +120,47 @@ def dump_space(settings: RunSettings) -> str:
             k: {n: v for n, v in zip(("min", "max"), r, strict=True) if abs(v) != float("inf")}
             for k, r in settings.constraints.items()
         }
-    return yaml.safe_dump(data, sort_keys=False, width=100, allow_unicode=True)
+    return yaml.dump(data, Dumper=Dumper, sort_keys=False, width=100, allow_unicode=True)
 
 
 def _version(root: Section) -> None:
     value = root.need("version")
-    if value.scalar() != VERSION:
+    if type(value.scalar()) is not int or value.scalar() != VERSION:
         raise value.error(f"this stepsearch reads version {VERSION}, got {value.shown()}")
 
 
 def _name(root: Section, path: Path) -> str:
     value = root.get("name")
     name = path.stem if value is None else value.text()
-    if not NAME.match(name):
+    if not NAME.fullmatch(name):
         message = f"'{name}' cannot name a folder; use letters, digits, '.', '_' and '-'"
         raise ConfigError(f"{path}: name: {message}") if value is None else value.error(message)
     return name
 
 
 def _recipe(value: Value, folder: Path) -> Recipe:
-    path = folder / value.text()
-    if not path.is_file():
-        raise value.error(f"'{value.text()}': no such recipe at {path}; paths start at this file")
-    return read_recipe(path)
+    path = _path(value, folder)
+    if path is None or not path.is_file():
+        where = folder / value.text()
+        raise value.error(f"'{value.text()}': no such recipe at {where}; paths start at this file")
+    return read_recipe(folder / value.text())
+
+
+def _path(value: Value, folder: Path) -> Path | None:
+    """The absolute path that a value names; None where nothing is there or could be."""
+    try:
+        path = (folder / value.text()).resolve()
+        return path if path.exists() else None
+    except (OSError, ValueError):  # too long a name, a NUL, no permission
+        return None
 
 
 def _data(value: Value, folder: Path) -> DataSettings:
     if not isinstance(value.node, MappingNode):
-        return DataSettings(value.one_of(list(LOADERS)))
+        kind = value.one_of(list(LOADERS))
+        if kind != "digits":
+            raise value.error(f"{kind} needs a path, e.g. {{{kind}: path/to/images}}")
+        return DataSettings(kind)
     section = value.section()
     size = section.get("size")
     side = None if size is None else size.whole(1, 4096)
@@ -159,9 +172,10 @@ def _data(value: Value, folder: Path) -> DataSettings:
             section.get(loader)
         section.close()
     source = section.need(kinds[0])
-    path = (folder / source.text()).resolve()
-    if not path.exists():
-        raise source.error(f"'{source.text()}': no such file or folder at {path}")
+    path = _path(source, folder)
+    if path is None:
+        where = folder / source.text()
+        raise source.error(f"'{source.text()}': no such file or folder at {where}")
     return DataSettings(kinds[0], str(path), side)
 
 
@@ -185,16 +199,23 @@ def _evaluation(value: Value | None, folder: Path) -> EvaluationSettings:
         return EvaluationSettings()
 
     def weights(v: Value) -> str:
-        path = (folder / v.text()).resolve()
-        if not path.is_file():
-            raise v.error(f"'{v.text()}': no such weights file at {path}")
+        path = _path(v, folder)
+        if path is None or not path.is_file():
+            raise v.error(f"'{v.text()}': no such weights file at {folder / v.text()}")
         return str(path)
+
+    def features(v: Value) -> str:
+        try:
+            check_extractor(v.text())
+        except ConfigError as error:
+            raise v.error(str(error).removeprefix("evaluation.features: ")) from None
+        return v.text()
 
     read: dict[str, Any] = {
         "images": lambda v: v.whole(2),
         "batch": lambda v: v.whole(1),
         "seed": lambda v: v.whole(0),
-        "features": lambda v: v.text(),
+        "features": features,
         "weights": weights,
         "device": lambda v: v.one_of(["auto", "cpu", "cuda"]),
     }
@@ -255,14 +276,14 @@ def _calls(value: Value) -> tuple[int, ...]:
     """A list of whole numbers, one number, or {min, max, step}; ascending."""
     if isinstance(value.node, MappingNode):
         section = value.section()
-        low, high = section.need("min").whole(1), section.need("max").whole(1, 10_000)
+        low, high = section.need("min").whole(1), section.need("max").whole(1, 1000)
         step_value = section.get("step")
         step = 1 if step_value is None else step_value.whole(1)
         section.close()
         if low > high:
             raise value.error(f"min {low} exceeds max {high}; swap them")
         return tuple(range(low, high + 1, step))
-    return tuple(sorted(_listed(value, lambda v: v.whole(1, 10_000))))
+    return tuple(sorted(_listed(value, lambda v: v.whole(1, 1000))))
 
 
 def _solver(value: Value, calls: tuple[int, ...]) -> tuple[str, dict[str, Any]]:

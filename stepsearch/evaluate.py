@@ -120,9 +120,10 @@ class Evaluator:
 
 
 def prepare_evaluation(
-    settings: EvaluationSettings, objectives: tuple[str, ...], data: Dataset, nets: tuple[str, ...]
+    settings: EvaluationSettings, objectives: tuple[str, ...], data: Dataset
 ) -> tuple[EvaluatorSpec, dict[str, float]]:
-    """Train or load the extractor and write reference statistics; returns the spec and facts.
+    """Train or load the extractor and write reference statistics; returns a spec without networks
+    and facts of the real images.
 
     The facts hold the noise floor, the mean distance between two random halves of the real images.
     """
@@ -142,7 +143,7 @@ def prepare_evaluation(
     if (accuracy := getattr(extractor, "accuracy", None)) is not None:
         facts["classifier_accuracy"] = accuracy
     spec = EvaluatorSpec(
-        nets=nets,
+        nets=(),
         objectives=objectives,
         settings=settings,
         reference=str(path),

@@ -7,7 +7,7 @@ import json
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -64,15 +64,14 @@ def start_run(
         data = _shared_data(settings)
         for recipe in settings.recipes:
             check_buildable(recipe, data)
+        display.stage("features and reference statistics", 1)
+        spec, facts = prepare_evaluation(settings.evaluation, settings.objectives, data)
         cards, paths = {}, []
         for recipe in settings.recipes:
             path, card = train(recipe, data, display, signals, settings.evaluation.device)
             cards[recipe.name] = card
             paths.append(str(path))
-        display.stage("features and reference statistics", 1)
-        spec, facts = prepare_evaluation(
-            settings.evaluation, settings.objectives, data, tuple(paths)
-        )
+        spec = replace(spec, nets=tuple(paths))
         env = environment(settings, cards, spec, facts)
         if there:
             _check_env(out, env)
@@ -92,9 +91,8 @@ def resume_run(out: Path, resources: Resources) -> None:
     """Continue the run in `out` from its own resolved.yaml."""
     resolved = out / "resolved.yaml"
     if not is_run(out) or not resolved.is_file():
-        raise ConfigError(f"{out}: no run directory to resume")
-    typed = (out / "space.yaml").read_text(encoding="utf-8")
-    start_run(read_space(resolved), out, typed, resources, resume=True)
+        raise ConfigError(f"{out}: no run directory to resume (no journal or no resolved.yaml)")
+    start_run(read_space(resolved), out, "", resources, resume=True)
 
 
 def train(

@@ -76,6 +76,7 @@ class RunStore:
         check_absent(path)
         draft = path.with_name(f".{path.name}.{os.getpid()}.new")
         try:
+            draft.mkdir(parents=True)
             for name, text in files.items():
                 write_atomic(draft / name, text.encode())
             (draft / JOURNAL).touch()
@@ -255,6 +256,7 @@ def load_run(path: str | os.PathLike[str]) -> Run:
 
     Raises:
         ConfigError: no run directory, or none with a finished generation.
+        RunError: files that are missing or damaged.
     """
     import pandas as pd
 
@@ -263,14 +265,16 @@ def load_run(path: str | os.PathLike[str]) -> Run:
         raise ConfigError(f"{folder}: no run directory (no {JOURNAL}); see `stepsearch run --help`")
     if not (folder / "trials.csv").is_file():
         raise ConfigError(f"{folder}: no generation is finished yet; try again later")
-
-    def read(name: str) -> pd.DataFrame:
-        return pd.read_csv(folder / name, dtype=COLUMN_TYPES)
-
-    return Run(
-        path=folder,
-        trials=read("trials.csv"),
-        pareto=read("pareto.csv"),
-        generations=pd.read_csv(folder / "generations.csv"),
-        env=json.loads((folder / "env.json").read_text(encoding="utf-8")),
-    )
+    try:
+        return Run(
+            path=folder,
+            trials=pd.read_csv(folder / "trials.csv", dtype=COLUMN_TYPES),
+            pareto=pd.read_csv(folder / "pareto.csv", dtype=COLUMN_TYPES),
+            generations=pd.read_csv(folder / "generations.csv"),
+            env=json.loads((folder / "env.json").read_text(encoding="utf-8")),
+        )
+    except (OSError, ValueError) as error:
+        raise RunError(
+            f"{folder}: a file of the run is missing or damaged ({error}); "
+            f"`stepsearch resume {folder}` writes the tables again"
+        ) from None

@@ -53,10 +53,15 @@ def ensure_supernet(
 
 def check_buildable(recipe: Recipe, data: Dataset) -> None:
     """ConfigError where the recipe's network does not fit its images; nothing is written."""
-    _build(recipe, data, "meta")
-    if recipe.train is not None and recipe.train.batch > len(data.images):
+    count, least = len(data.images), FAMILIES[recipe.family].least_images(recipe.net)
+    if count < least:
         raise ConfigError(
-            f"{recipe.file}: train.batch: {recipe.train.batch} exceeds the {len(data.images)} "
+            f"{recipe.file}: data: '{data.name}' has {count} images and this network needs {least}"
+        )
+    _build(recipe, data, "meta")
+    if recipe.train is not None and recipe.train.batch > count:
+        raise ConfigError(
+            f"{recipe.file}: train.batch: {recipe.train.batch} exceeds the {count} "
             f"images of '{data.name}'"
         )
 

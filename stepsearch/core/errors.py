@@ -8,6 +8,10 @@ class StepsearchError(Exception):
 
     exit_code = 1
 
+    def __init__(self, message: str) -> None:
+        # what users typed is quoted in messages: a line break in it must not make two lines
+        super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in message))
+
 
 class ConfigError(StepsearchError):
     """Bad input: a file, an override, a flag or an argument."""

@@ -114,13 +114,13 @@ class SolverState:
 class Solver(Protocol):
     """An integrator in plan/step form; step i makes call i of the stage."""
 
-    def canonical(self, n_calls: int, **args: Any) -> tuple[str, dict[str, Any]]:
+    def canonical(self, n_calls: int, /, **args: Any) -> tuple[str, dict[str, Any]]:
         """The plainest solver and arguments that do the same, so that equal runs are one trial."""
 
-    def nodes(self, n_calls: int, **args: Any) -> int:
+    def nodes(self, n_calls: int, /, **args: Any) -> int:
         """Nodes of the fine grid, without the end node, that give `n_calls` network calls."""
 
-    def plan(self, levels: Sequence[float], n_calls: int, **args: Any) -> tuple[Call, ...]:
+    def plan(self, levels: Sequence[float], n_calls: int, /, **args: Any) -> tuple[Call, ...]:
         """The calls on a grid whose last entry is the end; SpaceError for bad arguments."""
 
     def step(

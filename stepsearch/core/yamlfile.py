@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +18,16 @@ from stepsearch.core.registry import did_you_mean
 T = TypeVar("T")
 OVERRIDE = "override "
 LIMIT = 1_000_000  # bytes of a settings file
+DEPTH = 20  # of nesting; PyYAML's time grows with its square
+TAGS = {f"tag:yaml.org,2002:{t}" for t in ("str", "int", "float", "bool", "null", "seq", "map")}
 
 
 class _Loader(yaml.SafeLoader):
     """YAML 1.2 scalars: 1e-3 is a number, yes and off are text; no dates, no tags of Python."""
+
+
+class Dumper(yaml.SafeDumper):
+    """Quotes every text that `_Loader` or YAML 1.1 would read as something else."""
 
 
 _Loader.yaml_implicit_resolvers = {}
@@ -32,6 +39,7 @@ for _tag, _pattern, _first in (
     ("float", _FLOAT, "-+.0123456789"),
 ):
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", _pattern, list(_first))
+    Dumper.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", _pattern, list(_first))
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +65,10 @@ class Value:
             return {"true": True, "false": False}.get(text)
         if kind == "str" or node.style in ("'", '"', "|", ">"):
             return text
-        if kind == "int":
-            return int(text)
-        if kind == "float":
-            return float(text)
-        raise self.error(f"tag {node.tag} is not allowed here; write a plain value")
+        try:
+            return int(text) if kind == "int" else float(text)
+        except ValueError:  # a tag on other text, or thousands of digits
+            raise self.error(f"{textwrap.shorten(text, 40)!r} is no {kind}") from None
 
     def shown(self) -> str:
         """The value in a few words, for messages."""
@@ -152,17 +159,19 @@ class Section:
             raise value.error(f"expected a mapping of keys, got {value.shown()}")
         self.value = value
         self._values: dict[str, Value] = {}
+        self._keys: dict[str, Value] = {}
         self._asked: list[str] = []
         for key, node in value.node.value:
             name = Value(key, value.path, value.source).text()
             path = f"{value.path}.{name}" if value.path else name
             if name in self._values:
-                first = _place(self._values[name])
+                first = _place(self._keys[name])
                 raise Value(key, path, value.source).error(
                     f"duplicate key '{name}', first given at {first}; remove one"
                 )
             source = getattr(node, "override", value.source)
             self._values[name] = Value(node, path, source)
+            self._keys[name] = Value(key, path, source)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._values)
@@ -176,16 +185,21 @@ class Section:
         """The value under `name`; ConfigError where the key is absent."""
         value = self.get(name)
         if value is None:
+            for other in self._values:
+                if did_you_mean(other, [name]) and other not in self._asked:
+                    raise self._keys[other].error(
+                        f"unknown key '{other}'{did_you_mean(other, [name])}"
+                    )
             raise self.value.error(f"key '{name}' is missing")
         return value
 
     def close(self) -> None:
         """ConfigError for a key that was never asked for."""
-        for name, value in self._values.items():
+        for name, key in self._keys.items():
             if name not in self._asked:
                 hint = did_you_mean(name, self._asked)
                 known = ", ".join(dict.fromkeys(self._asked))
-                raise value.error(f"unknown key '{name}'{hint}; known: {known}")
+                raise key.error(f"unknown key '{name}'{hint}; known: {known}")
 
 
 def read_yaml(path: Path, overrides: list[str] | None = None) -> Value:
@@ -211,7 +225,19 @@ def read_yaml(path: Path, overrides: list[str] | None = None) -> Value:
 
 def _compose(text: str, source: str) -> Node | None:
     try:
+        depth = 0
         for event in yaml.parse(text, _Loader):
+            depth += isinstance(event, yaml.CollectionStartEvent)
+            depth -= isinstance(event, yaml.CollectionEndEvent)
+            if depth > DEPTH:
+                place = _at(source, event.start_mark)
+                raise ConfigError(f"{place}: YAML syntax: nested deeper than {DEPTH} levels")
+            tag = getattr(event, "tag", None)
+            if tag not in (None, "!") and tag not in TAGS:
+                raise ConfigError(
+                    f"{_at(source, event.start_mark)}: tag {tag} is not allowed here; write a "
+                    f"plain value"
+                )
             if isinstance(event, yaml.AliasEvent):
                 raise ConfigError(
                     f"{_at(source, event.start_mark)}: aliases (*{event.anchor}) are not "
@@ -220,7 +246,15 @@ def _compose(text: str, source: str) -> Node | None:
         return yaml.compose(text, _Loader)
     except yaml.MarkedYAMLError as error:
         place = _at(source, error.problem_mark or error.context_mark)
-        raise ConfigError(f"{place}: YAML syntax: {error.problem}") from None
+        what = ", ".join(filter(None, (error.context, error.problem)))
+        raise ConfigError(f"{place}: YAML syntax: {what}") from None
+    except yaml.reader.ReaderError as error:
+        before = text[: error.position]
+        line, column = before.count("\n") + 1, len(before) - before.rfind("\n")
+        place = source if source.startswith(OVERRIDE) else f"{source}:{line}:{column}"
+        raise ConfigError(
+            f"{place}: YAML syntax: character #x{error.character:04x} is not allowed; remove it"
+        ) from None
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         first = str(error).splitlines()[0]
         raise ConfigError(f"{source}: YAML syntax: {first}") from None
@@ -230,7 +264,7 @@ def _override(root: Value, text: str) -> None:
     """Put `a.b=value` into the tree; the key may be new, its section may not be a list."""
     source = f"{OVERRIDE}'{text}'"
     key, equals, value = text.partition("=")
-    if not equals or not key:
+    if not equals or not all(key.split(".")):
         raise ConfigError(f"{source}: expected key=value, e.g. search.population=8")
     node = _compose(value, source)
     if node is None:

@@ -22,6 +22,9 @@ class Family(Protocol):
     def check(self, config: Mapping[str, Any], widths: Sequence[float]) -> None:
         """ConfigError names a key of a recipe's `net` section or a width that cannot be built."""
 
+    def least_images(self, config: Mapping[str, Any]) -> int:
+        """How many images a checked `net` section needs at least."""
+
     def build(
         self, config: Mapping[str, Any], image_shape: tuple[int, ...], widths: Sequence[float]
     ) -> nn.Module:

@@ -134,6 +134,10 @@ class GaussianFamily:
                 f"got {dict(config)}"
             )
 
+    def least_images(self, config: Mapping[str, Any]) -> int:
+        """One per component."""
+        return int(config["components"])
+
     def build(
         self, config: Mapping[str, Any], image_shape: tuple[int, ...], widths: Sequence[float]
     ) -> SlimMixture:
@@ -146,8 +150,6 @@ class GaussianFamily:
 
         flat = images.reshape(len(images), -1).astype(np.float64)
         count = len(module.weights)
-        if count > len(flat):
-            raise ConfigError(f"gaussian: {count} components need as many images, got {len(flat)}")
         fit = Fit(count, covariance_type="spherical", reg_covar=1e-3, random_state=seed).fit(flat)
         order = np.argsort(-fit.weights_, kind="stable")
         module.weights.copy_(torch.from_numpy(fit.weights_[order]))

@@ -94,7 +94,7 @@ class UNetArch:
             slim = self.base * width
             if not 0 < width <= 1:
                 raise ConfigError(f"unet: widths lie in (0, 1], got {width}")
-            if abs(slim - round(slim)) > 1e-6 or round(slim) % self.groups:
+            if round(slim) < 1 or abs(slim - round(slim)) > 1e-6 or round(slim) % self.groups:
                 raise ConfigError(
                     f"unet: base {self.base} at width {width} is {slim:g} channels, which do not "
                     f"fall into {self.groups} groups; choose base and groups to fit all widths"
@@ -232,6 +232,10 @@ class UNetFamily:
     def check(self, config: Mapping[str, Any], widths: Sequence[float]) -> None:
         """ConfigError for keys, values or widths that make no U-Net."""
         UNetArch.from_config(config, 1).check_widths(widths)
+
+    def least_images(self, config: Mapping[str, Any]) -> int:
+        """Any image will do."""
+        return 1
 
     def build(
         self, config: Mapping[str, Any], image_shape: tuple[int, ...], widths: Sequence[float]

@@ -53,11 +53,7 @@ def fidelity_features(request: FeatureRequest) -> FidelityFeatures:
 
     Without `request.weights` they are downloaded once into torch's hub folder.
     """
-    name, (known, create) = request.name, _torch_fidelity(request.name)
-    if name not in known:
-        names = sorted([*EXTRACTORS, *known])
-        hint = did_you_mean(name, names)
-        raise _error(name, f" is no feature extractor{hint}; known: {', '.join(names)}")
+    name, (kind, create) = request.name, find_extractor(request.name)
     channels = request.images.shape[1]
     if channels not in (1, 3):
         raise _error(
@@ -65,7 +61,7 @@ def fidelity_features(request: FeatureRequest) -> FidelityFeatures:
             f" takes images of 1 or 3 channels and the data set has {channels}; use another "
             f"extractor",
         )
-    layer = known[name].get_default_feature_layer_for_metric("fid")
+    layer = kind.get_default_feature_layer_for_metric("fid")
     path = _given(request) or _downloaded(name)
     if path is not None:
         module = _with_weights(create, name, layer, path)
@@ -74,17 +70,28 @@ def fidelity_features(request: FeatureRequest) -> FidelityFeatures:
     return FidelityFeatures(request, layer, module)
 
 
+def find_extractor(name: str) -> tuple[Any, Callable[..., nn.Module]]:
+    """torch-fidelity's class of that name and its constructor; ConfigError where it has none."""
+    known, create = _torch_fidelity(name)
+    if name not in known:
+        names = sorted([*EXTRACTORS, *known])
+        hint = did_you_mean(name, names)
+        raise _error(name, f" is no feature extractor{hint}; known: {', '.join(names)}")
+    return known[name], create
+
+
 def _error(name: str, text: str) -> ConfigError:
     return ConfigError(f"evaluation.features: '{name}'{text}")
 
 
 def _torch_fidelity(name: str) -> tuple[Mapping[str, Any], Callable[..., nn.Module]]:
     """Its registry and its constructor, imported when first needed."""
+    hint = did_you_mean(name, EXTRACTORS)
     try:
         from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
         from torch_fidelity.utils import create_feature_extractor
     except ModuleNotFoundError as error:
-        hint, missing = did_you_mean(name, EXTRACTORS), str(error.name).partition(".")[0]
+        missing = str(error.name).partition(".")[0]
         raise _error(
             name,
             f" is not built in{hint} (built in: {', '.join(EXTRACTORS)}) and module '{missing}' is "
@@ -95,9 +102,9 @@ def _torch_fidelity(name: str) -> tuple[Mapping[str, Any], Callable[..., nn.Modu
             raise
         raise _error(
             name,
-            f" needs torchvision, which cannot load on torch {torch.__version__} "
-            f"({textwrap.shorten(str(error), 120)}); install the torchvision build that matches "
-            f"this torch, for a CPU-only one from https://download.pytorch.org/whl/cpu",
+            f" is not built in{hint} and needs torchvision, which cannot load on torch "
+            f"{torch.__version__} ({textwrap.shorten(str(error), 120)}); install the torchvision "
+            f"build that matches this torch, for a CPU-only one from PyTorch's own CPU index",
         ) from None
     return FEATURE_EXTRACTORS_REGISTRY, create_feature_extractor
 

@@ -27,17 +27,17 @@ def move(x: Tensor, eps: Tensor, start: float, end: float, process: Process) -> 
 class DDIM:
     """One call per node, each prediction carried to the next node."""
 
-    def canonical(self, n_calls: int, **args: Any) -> tuple[str, dict[str, Any]]:
+    def canonical(self, n_calls: int, /, **args: Any) -> tuple[str, dict[str, Any]]:
         """DDIM itself."""
         return "ddim", args
 
-    def nodes(self, n_calls: int, **args: Any) -> int:
+    def nodes(self, n_calls: int, /, **args: Any) -> int:
         """As many nodes as calls; SpaceError for any argument."""
         if args:
             raise SpaceError(f"ddim takes no arguments, got {sorted(args)}")
         return n_calls
 
-    def plan(self, levels: Sequence[float], n_calls: int, **args: Any) -> tuple[Call, ...]:
+    def plan(self, levels: Sequence[float], n_calls: int, /, **args: Any) -> tuple[Call, ...]:
         """A call at every node but the end."""
         return tuple(Call(level) for level in levels[: self.nodes(n_calls, **args)])
 

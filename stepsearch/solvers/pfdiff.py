@@ -32,17 +32,17 @@ def jump(i: int, k: int, l: int) -> tuple[int, int, int]:  # noqa: E741 (the pap
 class PFDiff:
     """Arguments k >= 1 and 1 <= l <= k; k = l = 0 is DDIM on the same number of calls."""
 
-    def canonical(self, n_calls: int, **args: Any) -> tuple[str, dict[str, Any]]:
+    def canonical(self, n_calls: int, /, **args: Any) -> tuple[str, dict[str, Any]]:
         """DDIM where there is no block to skip."""
         k, _ = _k_l(args)
         return ("ddim", {}) if k == 0 or n_calls == 1 else ("pfdiff", args)
 
-    def nodes(self, n_calls: int, **args: Any) -> int:
+    def nodes(self, n_calls: int, /, **args: Any) -> int:
         """Fine nodes for `n_calls`; SpaceError for k, l that are missing or out of range."""
         k, _ = _k_l(args)
         return (k + 1) * n_calls - k
 
-    def plan(self, levels: Sequence[float], n_calls: int, **args: Any) -> tuple[Call, ...]:
+    def plan(self, levels: Sequence[float], n_calls: int, /, **args: Any) -> tuple[Call, ...]:
         """A call at the first node and at every springboard."""
         k, l = _k_l(args)  # noqa: E741
         return tuple(Call(levels[jump(i, k, l)[1]]) for i in range(n_calls))

@@ -114,7 +114,7 @@ class TestSolvers:
 
         def step(state, i, x):
             noise = torch.from_numpy(image_noise(0, 0, tuple(x.shape), i + 1)).to(x)
-            return SOLVERS[solver].step(net, stage, state, i, lambda: noise)
+            return SOLVERS[stage.solver].step(net, stage, state, i, lambda: noise)
 
         for cut in range(1, 6):
             state, between = SolverState(x.clone()), SolverState(other)
