@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import os
 import shutil
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -265,16 +266,21 @@ def load_run(path: str | os.PathLike[str]) -> Run:
         raise ConfigError(f"{folder}: no run directory (no {JOURNAL}); see `stepsearch run --help`")
     if not (folder / "trials.csv").is_file():
         raise ConfigError(f"{folder}: no generation is finished yet; try again later")
-    try:
-        return Run(
-            path=folder,
-            trials=pd.read_csv(folder / "trials.csv", dtype=COLUMN_TYPES),
-            pareto=pd.read_csv(folder / "pareto.csv", dtype=COLUMN_TYPES),
-            generations=pd.read_csv(folder / "generations.csv"),
-            env=json.loads((folder / "env.json").read_text(encoding="utf-8")),
-        )
-    except (OSError, ValueError) as error:
-        raise RunError(
-            f"{folder}: a file of the run is missing or damaged ({error}); "
-            f"`stepsearch resume {folder}` writes the tables again"
-        ) from None
+
+    def read(name: str, parse: Callable[[Path], Any]) -> Any:
+        try:
+            return parse(folder / name)
+        except (OSError, ValueError) as error:
+            raise RunError(
+                f"{folder / name}: missing or damaged ({error}); restore it, or write tables "
+                f"again with `stepsearch resume {folder}`"
+            ) from None
+
+    table = functools.partial(pd.read_csv, dtype=COLUMN_TYPES)
+    return Run(
+        path=folder,
+        trials=read("trials.csv", table),
+        pareto=read("pareto.csv", table),
+        generations=read("generations.csv", pd.read_csv),
+        env=read("env.json", lambda path: json.loads(path.read_text(encoding="utf-8"))),
+    )

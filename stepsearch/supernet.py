@@ -56,7 +56,8 @@ def check_buildable(recipe: Recipe, data: Dataset) -> None:
     count, least = len(data.images), FAMILIES[recipe.family].least_images(recipe.net)
     if count < least:
         raise ConfigError(
-            f"{recipe.file}: data: '{data.name}' has {count} images and this network needs {least}"
+            f"{recipe.file}: data: '{data.name}' has {count} images, fewer than the {least} that "
+            f"this network needs; use more images or a smaller network"
         )
     _build(recipe, data, "meta")
     if recipe.train is not None and recipe.train.batch > count:

@@ -57,6 +57,8 @@ def load_dataset(kind: str, path: Path | None = None, size: int | None = None) -
     if size is not None and size < 1:
         raise ConfigError(f"data: size: {size}: must be at least 1 pixel")
     data = LOADERS[kind](path, size)
+    if not len(data.images):
+        raise ConfigError(f"data: {path}: holds no images")
     if data.labels is not None and len(data.labels) != len(data.images):
         raise ConfigError(
             f"data: {path}: {len(data.labels)} labels for {len(data.images)} images; give one each"

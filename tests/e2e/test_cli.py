@@ -127,7 +127,7 @@ class TestHelp:
         [
             ([], "COMMAND"),
             (["rum"], "'rum'"),
-            (["run"], "required: FILE; "),
+            (["run"], "one FILE is needed"),
             (["run", "space.yaml", "--sead", "1"], "'--sead'"),
             (["run", "space.yaml", "--seed", "one"], "'one'"),
             (["run", "space.yaml", "population"], "'population'"),
@@ -379,7 +379,6 @@ class TestReading:
             ("front", "pareto.csv", None),
             ("front", "env.json", None),
             ("plot", "generations.csv", None),
-            ("resume", "space.yaml", None),
             ("resume", "env.json", None),
             ("resume", "env.json", b"{"),
         ],

@@ -199,9 +199,9 @@ VALUES = edits(
         # calls
         ("calls reversed", "[5, 8]", "§{min: 20, max: 5}", "min 20 exceeds max 5", "swap them"),
         ("calls empty", "[5, 8]", "§[]", "at least one entry"),
-        ("calls zero", "[5, 8]", "[5, §0]", "between 1 and 10000, got 0"),
-        ("calls negative", "[5, 8]", "§-5", "between 1 and 10000, got -5"),
-        ("calls too many", "[5, 8]", "[§10001]", "between 1 and 10000, got 10001"),
+        ("calls zero", "[5, 8]", "[5, §0]", "between 1 and 1000, got 0"),
+        ("calls negative", "[5, 8]", "§-5", "between 1 and 1000, got -5"),
+        ("calls too many", "[5, 8]", "[§1001]", "between 1 and 1000, got 1001"),
         ("calls step 0", "[5, 8]", "{min: 5, max: 8, step: §0}", "at least 1, got 0"),
         ("calls a float", "[5, 8]", "[§5.0]", "a whole number, got 5.0"),
         ("calls text", "[5, 8]", "[§five]", "expected a whole number, got 'five'"),

@@ -89,7 +89,7 @@ DATA = [
         GAUSSIAN,
         lambda d: save_npz(d, "a.npz", images=images(3)),
         "{npz: a.npz}",
-        ("net.yaml", "4 components", "3"),
+        ("net.yaml", "the 4 that", "3"),
     ),
     (
         "no image at all",
