@@ -255,3 +255,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of stdout, e.g. head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:  # a full disk, a folder that is not ours
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"stepsearch: {where}{error.strerror or error}", file=sys.stderr)
+        return 1

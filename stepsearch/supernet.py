@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,10 @@ from stepsearch.core.settings import Recipe, TrainConfig
 from stepsearch.nets.families import FAMILIES
 from stepsearch.nets.load import count_flops, load_card, save_net
 from stepsearch.training.data import Dataset, load_dataset
-from stepsearch.training.loop import train_supernet
+from stepsearch.training.loop import OnStep, train_supernet
 
 PROCESS = "vp-linear-1000"
 WINDOW = 200  # last steps that the card's loss per width is averaged over
-
-OnStep = Callable[[int, Mapping[float, float]], None]
 
 
 def recipe_data(recipe: Recipe) -> Dataset:

@@ -69,7 +69,8 @@ def train_supernet(
     ema = {k: v.detach().clone() for k, v in module.state_dict().items()}
     first = _restore(checkpoint, module, ema, optimizer)
     alpha_bar = alpha_bar.to(device)
-    with torch.random.fork_rng():
+    cuda = [torch.cuda.current_device()] if device.startswith("cuda") else []
+    with torch.random.fork_rng(devices=cuda):
         for step in range(first, config.steps):
             x0 = (data[_batch(len(data), step, config)].float() / 127.5 - 1).to(device)
             losses = _step(module, optimizer, x0, step, widths, alpha_bar, config)

@@ -1,0 +1,54 @@
+"""What the README shows can be typed."""
+
+import re
+from pathlib import Path
+
+import pytest
+from support import copy_toy
+
+from stepsearch.config import read_recipe, read_space
+from stepsearch.core.trial import COLUMNS
+from stepsearch.run import Resources, start_run
+
+README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+RECIPE = re.search(r"```yaml\n(.*?)```", README, re.DOTALL)[1]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    base = tmp_path_factory.mktemp("readme")
+    space = copy_toy(base)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STEPSEARCH_CACHE", str(base / "cache"))
+        settings = read_space(space, ["search.population=8", "evaluation.images=200"])
+        start_run(settings, base / "out", space.read_text(), Resources(), resume=False)
+    return base / "out"
+
+
+def test_the_pandas_example_runs(run, capsys):
+    code = PYTHON[0].replace("results/digits", str(run)).replace("front.fid <= 10", "front.fid > 0")
+    exec(compile(code, "README.md", "exec"), {})
+    printed = capsys.readouterr().out
+    assert "gflops_per_image" in printed
+    assert "Call(level=" in printed
+
+
+def test_the_sampling_example_runs(capsys):
+    exec(compile(PYTHON[1], "README.md", "exec"), {})
+    assert "float64" in capsys.readouterr().out
+
+
+def test_the_recipe_for_own_images_is_valid(tmp_path):
+    (tmp_path / "my_images").mkdir()
+    (tmp_path / "supernets").mkdir()
+    recipe = tmp_path / "supernets" / "mine.yaml"
+    recipe.write_text(f"version: 1\nname: mine\n{RECIPE}")
+    read = read_recipe(recipe)
+    assert read.data.path == str(tmp_path / "my_images")
+    assert read.train.steps == 200_000
+
+
+def test_every_column_is_explained():
+    table = README[README.index("| column |") : README.index("```python")]
+    assert set(COLUMNS) <= set(re.findall(r"`(\w+)`", table))
