@@ -29,8 +29,6 @@ from stepsearch.store import RunStore, check_absent, is_run, load_run
 from stepsearch.supernet import check_buildable, ensure_supernet, recipe_data, supernet_path
 from stepsearch.training.data import Dataset
 
-log = logging.getLogger(__name__)
-
 
 @dataclass(frozen=True, slots=True)
 class Resources:

@@ -17,7 +17,7 @@ from stepsearch.core.errors import FailureBudgetExceeded, Interrupted, NoFeasibl
 from stepsearch.core.protocols import Executor, Genome, NetCard
 from stepsearch.core.schedule import StepSchedule
 from stepsearch.core.settings import RunSettings, content_hash
-from stepsearch.core.trial import Measurement, Trial
+from stepsearch.core.trial import Failure, Measurement, Trial
 from stepsearch.evaluate import EvaluatorSpec
 from stepsearch.objectives.registry import OBJECTIVES
 from stepsearch.store import RunStore
@@ -63,61 +63,80 @@ def run_search(
     algorithm = ALGORITHMS[settings.search.algorithm](
         _problem(settings, cards, compile_genome), settings.search
     )
-    known = {t.key: t for t in store.trials}
-    places = {t.trial_id: (t.key, t.generation) for t in store.trials}
-    replayed, first = len(known), 0
-    budget = settings.search.population * settings.search.generations
+    journal = {t.trial_id: t for t in store.trials}
+    replayed, asked = len(journal), 0
     for generation in range(settings.search.generations):
         genomes = algorithm.ask()
         if not genomes:
             log.info("generation %d: every schedule of the space has been tried", generation)
             break
-        schedules = [compile_genome(g) for g in genomes]
-        keys = [s.key() for s in schedules]
-        waiting = {}
-        for i, (genome, schedule, key) in enumerate(zip(genomes, schedules, keys, strict=True)):
-            place = places.pop(first + i, None)
-            if place is None and key not in known:
-                waiting[key] = (first + i, genome, schedule)
-            elif place != (key, generation):
-                raise RunError(f"{store.path}: the journal is of another search; start a new run")
-        for key, result in executor.map([schedule for _, _, schedule in waiting.values()]):
-            number, genome, schedule = waiting[key]
-            known[key] = Trial(
-                trial_id=number,
-                generation=generation,
-                key=key,
-                schedule=schedule.to_json(),
-                candidate=settings.space.decode(genome),
-                call_widths=schedule.widths,
-                result=result,
-            )
-            store.append(known[key])
-            failed = sum(not t.complete for t in store.trials)
-            on_trial(
-                Progress(
-                    generation,
-                    settings.search.generations,
-                    len(store.trials),
-                    budget,
-                    replayed,
-                    failed,
-                    known[key],
-                )
-            )
-            _check_failures(failed, budget, store)
-        if any(key not in known for key in keys):
+        born = [_Born(asked + i, generation, g, compile_genome(g)) for i, g in enumerate(genomes)]
+        _check_journal(journal, born, store)
+        waiting = {b.schedule.key(): b for b in born if b.trial_id not in journal}
+        for key, result in executor.map([b.schedule for b in waiting.values()]):
+            trial = waiting[key].trial(settings, result)
+            journal[trial.trial_id] = trial
+            store.append(trial)
+            on_trial(_progress(settings, store, replayed, trial))
+            _check_failures(settings, store)
+        if any(b.trial_id not in journal for b in born):
             raise Interrupted(
                 f"{store.path}: stopped, nothing finished is lost; continue with "
                 f"`stepsearch resume {store.path}`"
             )
-        algorithm.tell([_told(known[key], settings.objectives) for key in keys])
+        algorithm.tell([_told(journal[b.trial_id], settings.objectives) for b in born])
         store.write_tables()
-        first += len(genomes)
+        asked += len(genomes)
     if not store.trials:
         raise NoFeasibleCandidate("constraints: no schedule of the space meets them; widen them")
     if not any(t.complete for t in store.trials):
         raise NoFeasibleCandidate(f"{store.path}: no trial was completed; see log.txt")
+
+
+@dataclass(frozen=True, slots=True)
+class _Born:
+    """A genome that was asked, with its place in the order of asking."""
+
+    trial_id: int
+    generation: int
+    genome: Genome
+    schedule: StepSchedule
+
+    def trial(self, settings: RunSettings, result: Measurement | Failure) -> Trial:
+        return Trial(
+            trial_id=self.trial_id,
+            generation=self.generation,
+            key=self.schedule.key(),
+            schedule=self.schedule.to_json(),
+            candidate=settings.space.decode(self.genome),
+            call_widths=self.schedule.widths,
+            result=result,
+        )
+
+
+def _check_journal(journal: Mapping[int, Trial], born: list[_Born], store: RunStore) -> None:
+    """RunError where the journal holds one of these at another place, or another at its place."""
+    places = {t.key: (t.trial_id, t.generation) for t in journal.values()}
+    for b in born:
+        place, there = places.get(b.schedule.key()), b.trial_id in journal
+        if (place is not None or there) and place != (b.trial_id, b.generation):
+            raise RunError(f"{store.path}: the journal is of another search; start a new run")
+
+
+def _progress(settings: RunSettings, store: RunStore, replayed: int, latest: Trial) -> Progress:
+    return Progress(
+        generation=latest.generation,
+        generations=settings.search.generations,
+        done=len(store.trials),
+        planned=_budget(settings),
+        replayed=replayed,
+        failed=sum(not t.complete for t in store.trials),
+        latest=latest,
+    )
+
+
+def _budget(settings: RunSettings) -> int:
+    return settings.search.population * settings.search.generations
 
 
 def _told(trial: Trial, objectives: tuple[str, ...]) -> tuple[float, ...] | None:
@@ -126,14 +145,13 @@ def _told(trial: Trial, objectives: tuple[str, ...]) -> tuple[float, ...] | None
     return tuple(trial.result.values[name] for name in objectives)
 
 
-def _check_failures(failed: int, budget: int, store: RunStore) -> None:
-    allowed = max(FAILURES_LEAST, int(FAILURES_FRACTION * budget))
-    if failed > allowed:
-        store.write_tables()
-        last = next(t for t in reversed(store.trials) if not t.complete)
+def _check_failures(settings: RunSettings, store: RunStore) -> None:
+    failures = [t.result for t in store.trials if isinstance(t.result, Failure)]
+    allowed = max(FAILURES_LEAST, int(FAILURES_FRACTION * _budget(settings)))
+    if len(failures) > allowed:
         raise FailureBudgetExceeded(
-            f"{store.path}: {failed} trials failed, more than the {allowed} allowed; the last: "
-            f"{last.result.error}"
+            f"{store.path}: {len(failures)} trials failed, more than the {allowed} allowed; the "
+            f"last: {failures[-1].error}"
         )
 
 
