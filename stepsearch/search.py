@@ -149,6 +149,7 @@ def _check_failures(settings: RunSettings, store: RunStore) -> None:
     failures = [t.result for t in store.trials if isinstance(t.result, Failure)]
     allowed = max(FAILURES_LEAST, int(FAILURES_FRACTION * _budget(settings)))
     if len(failures) > allowed:
+        store.write_tables()
         raise FailureBudgetExceeded(
             f"{store.path}: {len(failures)} trials failed, more than the {allowed} allowed; the "
             f"last: {failures[-1].error}"
