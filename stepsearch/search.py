@@ -6,10 +6,15 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import os
 import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
 
 from stepsearch.algorithms.registry import ALGORITHMS, Problem
 from stepsearch.build import build_schedule
@@ -211,6 +216,20 @@ def environment(
         "seeds": {"search": settings.search.seed, "evaluation": settings.evaluation.seed},
         "facts": dict(facts),
         "versions": {"python": platform.python_version()} | {p: version(p) for p in packages},
-        "machine": f"{platform.system()} {platform.machine()} {platform.processor()}".strip(),
+        "hardware": _hardware(),
     }
     return json.dumps(data, indent=2, sort_keys=True) + "\n"
+
+
+def _hardware() -> dict[str, Any]:
+    """What times in the tables were measured on."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "system": f"{platform.system()} {platform.machine()}",
+        "cpu": models[0] if models else platform.processor(),
+        "cores": os.cpu_count(),
+        "gpus": gpus,
+    }
