@@ -1,16 +1,18 @@
 """What the README shows can be typed."""
 
 import re
-from pathlib import Path
 
+import pandas as pd
 import pytest
-from support import copy_toy
+from support import ROOT, copy_toy
 
 from stepsearch.config import read_recipe, read_space
 from stepsearch.core.trial import COLUMNS
 from stepsearch.run import Resources, start_run
+from stepsearch.store import COLUMN_TYPES
+from stepsearch.tables import markdown_table, savings
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 RECIPE = re.search(r"```yaml\n(.*?)```", README, re.DOTALL)[1]
 
@@ -52,3 +54,8 @@ def test_the_recipe_for_own_images_is_valid(tmp_path):
 def test_every_column_is_explained():
     table = README[README.index("| column |") : README.index("```python")]
     assert set(COLUMNS) <= set(re.findall(r"`(\w+)`", table))
+
+
+def test_the_savings_table_is_that_of_the_reference_run():
+    trials = pd.read_csv(ROOT / "results/reference/digits/trials.csv", dtype=COLUMN_TYPES)
+    assert markdown_table(savings(trials)) in README
