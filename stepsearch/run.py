@@ -73,16 +73,25 @@ def start_run(
         env = environment(settings, cards, spec, facts)
         if there:
             _check_env(out, env)
-            store = RunStore(out, settings.objectives)
-        else:
-            files = {"space.yaml": typed, "resolved.yaml": dump_space(settings), "env.json": env}
-            store = RunStore.create(out, settings.objectives, files)
         with ExitStack() as stack:
+            executor = _executor(spec, resources, signals)
+            stack.callback(executor.close)
+            store = _store(settings, out, typed, env, there)
             stack.callback(store.close)
             stack.enter_context(_logging_to(out / "log.txt"))
+            signals.install(f"stepsearch resume {out}")  # again: Ray has put in its own
             if store.torn is not None:
                 display.say(f"{out}: the journal's last line was torn; set aside as {store.torn}")
-            _search(settings, cards, spec, store, resources, display, signals)
+            _canaries(settings, cards, spec, store, display)
+            workers = f"{resources.workers} worker{'s' if resources.workers > 1 else ''}"
+            _search(settings, cards, store, executor, display, workers)
+
+
+def _store(settings: RunSettings, out: Path, typed: str, env: str, there: bool) -> RunStore:
+    if there:
+        return RunStore(out, settings.objectives)
+    files = {"space.yaml": typed, "resolved.yaml": dump_space(settings), "env.json": env}
+    return RunStore.create(out, settings.objectives, files)
 
 
 def resume_run(out: Path, resources: Resources) -> None:
@@ -121,26 +130,19 @@ def train(
 def _search(
     settings: RunSettings,
     cards: dict[str, NetCard],
-    spec: EvaluatorSpec,
     store: RunStore,
-    resources: Resources,
+    executor: Executor,
     display: Display,
-    signals: Signals,
+    workers: str,
 ) -> None:
-    with ExitStack() as stack:
-        _canaries(settings, cards, spec, store, display)
-        executor = _executor(spec, resources, signals)
-        stack.callback(executor.close)
-        signals.install(f"stepsearch resume {store.path}")  # again: Ray has put in its own
-        planned = settings.search.population * settings.search.generations
-        workers = f"{resources.workers} worker{'s' if resources.workers > 1 else ''}"
-        display.say(f"search: {planned} trials on {workers}, results in {store.path}")
-        display.stage("search", planned)
-        try:
-            run_search(settings, cards, store, executor, display.trial)
-        finally:
-            if store.trials:
-                store.write_tables()
+    planned = settings.search.population * settings.search.generations
+    display.say(f"search: {planned} trials on {workers}, results in {store.path}")
+    display.stage("search", planned)
+    try:
+        run_search(settings, cards, store, executor, display.trial)
+    finally:
+        if store.trials:
+            store.write_tables()
     run = load_run(store.path)
     plot_all(run.trials, run.pareto, run.generations, run.schedules, store.path / "plots")
     display.say(f"{store.path}: {len(run.trials)} trials, {len(run.pareto)} on the front")

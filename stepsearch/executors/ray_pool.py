@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -20,6 +21,7 @@ from stepsearch.core.schedule import StepSchedule
 from stepsearch.core.trial import Failure, Measurement
 from stepsearch.executors.local import ATTEMPTS, Score, Trouble, attempt, note_trouble
 
+REACH_SECONDS = 10.0  # for an address to answer at all
 START_SECONDS = 300.0  # for all workers to load their networks
 STORE_BYTES = 200_000_000  # schedules and scores are all that passes through the object store
 
@@ -39,6 +41,13 @@ def _import_ray(address: str | None) -> Any:
     import ray
 
     return ray
+
+
+def _check_reachable(address: str) -> None:
+    """ConnectionError unless something listens there; Ray itself would wait for ever."""
+    host, _, port = address.rpartition(":")
+    if port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), REACH_SECONDS).close()
 
 
 class _Worker:
@@ -99,8 +108,9 @@ class RayExecutor:
                     **common,
                 )
             else:
+                _check_reachable(str(address))
                 self._ray.init(address=address, **common)
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             first = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise ConfigError(
                 f"ray: cannot reach {address or 'a local cluster'}: {first}"
