@@ -212,7 +212,7 @@ def _evaluation(value: Value | None, folder: Path) -> EvaluationSettings:
         return v.text()
 
     read: dict[str, Any] = {
-        "images": lambda v: v.whole(2),
+        "images": lambda v: v.whole(4),  # two groups of two for the standard error
         "batch": lambda v: v.whole(1),
         "seed": lambda v: v.whole(0),
         "features": features,

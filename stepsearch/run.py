@@ -57,7 +57,7 @@ def start_run(
         _check_same(settings, out)
     else:
         check_absent(out)
-    again = f"stepsearch resume {out}" if there else "the same command"
+    again = f"`stepsearch resume {out}`" if there else "the same command"
     with Display() as display, Signals(again) as signals:
         data = _shared_data(settings)
         for recipe in settings.recipes:
@@ -79,7 +79,7 @@ def start_run(
             store = _store(settings, out, typed, env, there)
             stack.callback(store.close)
             stack.enter_context(_logging_to(out / "log.txt"))
-            signals.install(f"stepsearch resume {out}")  # again: Ray has put in its own
+            signals.install(f"`stepsearch resume {out}`")  # again: Ray has put in its own
             if store.torn is not None:
                 display.say(f"{out}: the journal's last line was torn; set aside as {store.torn}")
             _canaries(settings, cards, spec, store, display)

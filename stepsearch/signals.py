@@ -19,7 +19,7 @@ class Signals:
     """
 
     def __init__(self, again: str) -> None:
-        self._again = again  # the command that continues
+        self._again = again  # what continues, in words
         self._got: str | None = None
         self._before = {n: signal.getsignal(n) for n in NUMBERS}
 
@@ -45,7 +45,7 @@ class Signals:
         """Raise Interrupted if a signal has come."""
         if self._got is not None:
             raise Interrupted(
-                f"stopped by {self._got}; nothing finished is lost, continue with `{self._again}`"
+                f"stopped by {self._got}; nothing finished is lost, continue with {self._again}"
             )
 
     def _handle(self, number: int, frame: FrameType | None) -> None:

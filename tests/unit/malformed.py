@@ -263,7 +263,7 @@ VALUES = edits(
         ("limit no mapping", "{max: 1}", "§0.5", "expected a mapping of keys, got 0.5"),
         ("constraints a list", "{gflops_per_image: {max: 1}}", "§[fid]", "got a list"),
         # evaluation
-        ("one image", "images: 100", "images: §1", "at least 2, got 1"),
+        ("one image", "images: 100", "images: §1", "at least 4, got 1"),
         ("images exponent", "images: 100", "images: §1e3", "expected a whole number, got 1000.0"),
         ("images text", "images: 100", "images: §many", "expected a whole number, got 'many'"),
         ("batch 0", "batch: 50", "batch: §0", "at least 1, got 0"),
