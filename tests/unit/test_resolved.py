@@ -114,7 +114,7 @@ SPACES = st.fixed_dictionaries(
             },
         ),
         "evaluation": st.fixed_dictionaries(
-            {}, optional={"images": st.integers(2, 10**6), "device": st.sampled_from(["cpu"])}
+            {}, optional={"images": st.integers(4, 10**6), "device": st.sampled_from(["cpu"])}
         ),
     }
 )  # fmt: skip
