@@ -71,8 +71,8 @@ def save_net(path: Path, card: NetCard, weights: Mapping[str, Tensor]) -> NetCar
     data = save({k: v.detach().cpu().contiguous() for k, v in weights.items()})
     fields = json.loads(card.to_json()) | {"sha256": hashlib.sha256(data).hexdigest()}
     hashed = NetCard.from_json(json.dumps(fields))
-    write_atomic(path, data)
     write_atomic(path.with_suffix(".json"), hashed.to_json().encode())
+    write_atomic(path, data)  # last: where there are weights, there is a card
     return hashed
 
 
