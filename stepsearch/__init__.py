@@ -12,6 +12,7 @@ _HOMES = {
     "SearchSpace": "core.space",
     "Stage": "core.schedule",
     "StepSchedule": "core.schedule",
+    "adapt": "nets.adapters",
     "build_schedule": "build",
     "frechet_distance": "objectives.fid",
     "hypervolume": "core.pareto",

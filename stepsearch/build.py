@@ -7,11 +7,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from stepsearch.core.errors import SpaceError
+from stepsearch.core.guidance import CLASSIFIER, Guidance
 from stepsearch.core.process import Process
 from stepsearch.core.protocols import NetCard
-from stepsearch.core.schedule import Call, Stage, StepSchedule
+from stepsearch.core.schedule import CFG, Call, Stage, StepSchedule
 from stepsearch.core.space import Candidate
+from stepsearch.solvers.guidance import check_conditional
 from stepsearch.solvers.registry import GRIDS, SOLVERS
+
+SLACK = 1e-9  # relative, of a level at the end of a network's range
+
+GridSpec = str | Mapping[str, Mapping[str, Any]] | Sequence[float]
 
 
 def plan_stage(
@@ -19,8 +25,10 @@ def plan_stage(
     *,
     solver: str,
     calls: int,
-    grid: str = "uniform",
+    grid: GridSpec = "uniform",
     widths: float | Sequence[float] = 1.0,
+    guidance: Guidance | None = None,
+    classifier: NetCard | None = None,
     **args: Any,
 ) -> Stage:
     """Plan `calls` network evaluations; the fine grid follows from them.
@@ -29,40 +37,122 @@ def plan_stage(
         net: card of the network that walks the stage.
         solver: a registered solver; `args` are its own, e.g. k and l of pfdiff.
         calls: network evaluations per image, at least 1.
-        grid: a registered grid.
+        grid: a registered grid, one with arguments as {"karras": {"rho": 5}}, or a list of
+            descending noise levels.
         widths: one width for all calls, or one per call in the order of the calls.
+        guidance: which calls are guided, and how strongly.
+        classifier: card of the classifier where guidance is by one.
 
     Raises:
         SpaceError: a setting that the solver, the grid or the network cannot carry out.
     """
-    if type(calls) is not int or calls < 1:
-        raise SpaceError(f"calls must be a whole number of at least 1, got {calls!r}")
-    name, args = SOLVERS[solver].canonical(calls, **args)
-    method = SOLVERS[name]
-    levels = (*GRIDS[grid](net.diffusion, method.nodes(calls, **args)), 0.0)
-    plan = method.plan(levels, calls, **args)
+    name, args, levels, plan = plan_calls(net.diffusion, solver, args, calls, grid)
     per_call = [widths] * calls if isinstance(widths, (int, float)) else list(widths)
     if len(per_call) != calls:
         raise SpaceError(f"{len(per_call)} widths for {calls} calls; give one, or one per call")
-    made = tuple(Call(c.level, net.check_width(w)) for c, w in zip(plan, per_call, strict=True))
-    return Stage(net=net.key, solver=name, args=args, levels=levels, calls=made)
+    scales = [None if guidance is None else guidance.at(c.level) for c in plan]
+    guide = None if guidance is None else _guide(guidance, net, classifier)
+    if all(scale is None for scale in scales):
+        guide = None
+    made = tuple(
+        Call(c.level, net.check_width(w), s) for c, w, s in zip(plan, per_call, scales, strict=True)
+    )
+    return Stage(net=net.key, solver=name, args=args, levels=levels, calls=made, guide=guide)
+
+
+def plan_calls(
+    process: Process, solver: str, args: Mapping[str, Any], calls: int, grid: GridSpec
+) -> tuple[str, dict[str, Any], tuple[float, ...], tuple[Call, ...]]:
+    """Canonical solver, its arguments, levels and calls; all of `plan_stage` but the network.
+
+    Raises:
+        SpaceError: as `plan_stage`; a grid outside the process's range of noise levels too.
+    """
+    if type(calls) is not int or calls < 1:
+        raise SpaceError(f"calls must be a whole number of at least 1, got {calls!r}")
+    SOLVERS[solver].nodes(calls, **args)  # before `canonical` names another solver
+    name, own = SOLVERS[solver].canonical(calls, **args)
+    grid_name, grid_args = _grid(grid)
+    nodes = SOLVERS[name].nodes(calls, **own)
+    levels = (*GRIDS[grid_name](process, nodes, **grid_args), 0.0)
+    low, high = (process.level_at(t) for t in (process.first_time, process.last_time))
+    for level in levels[:-1]:
+        if not low * (1 - SLACK) <= level <= high * (1 + SLACK):
+            raise SpaceError(
+                f"grid {grid_name}: noise level {level:g} lies outside the network's range, "
+                f"{low:g} .. {high:g}"
+            )
+    return name, own, levels, SOLVERS[name].plan(levels, calls, **own)
+
+
+def _grid(grid: GridSpec) -> tuple[str, Mapping[str, Any]]:
+    """Name and arguments of a grid."""
+    if isinstance(grid, str):
+        return grid, {}
+    if isinstance(grid, Mapping):
+        if len(grid) != 1:
+            raise SpaceError(f"grid: name one, e.g. {{'karras': {{'rho': 5}}}}, got {sorted(grid)}")
+        return next(iter(grid.items()))
+    return "explicit", {"levels": list(grid)}
+
+
+def _guide(guidance: Guidance, net: NetCard, classifier: NetCard | None) -> str:
+    """Name of the guide in the schedule; SpaceError where it cannot guide this network."""
+    if guidance.kind == CFG:
+        check_conditional(net)
+        return CFG
+    if classifier is None or classifier.name != guidance.net:
+        raise SpaceError(f"guidance: no classifier '{guidance.net}' is given")
+    for fact in ("process", "image_shape"):
+        ours, theirs = getattr(net, fact), getattr(classifier, fact)
+        if ours != theirs:
+            raise SpaceError(
+                f"guidance: classifier '{classifier.name}' has {fact} {theirs}, network "
+                f"'{net.name}' has {ours}; train them alike"
+            )
+    return classifier.key
 
 
 def build_schedule(candidate: Candidate, cards: Mapping[str, NetCard]) -> StepSchedule:
-    """Compile a candidate against the cards of the supernets it may choose, keyed by name."""
-    if candidate.supernet not in cards:
-        known = ", ".join(sorted(cards))
-        raise SpaceError(f"unknown supernet '{candidate.supernet}'; known: {known}")
-    card = cards[candidate.supernet]
-    settings = {"solver": candidate.solver, "calls": candidate.calls, "grid": candidate.grid}
-    levels = [c.level for c in plan_stage(card, **settings, **candidate.solver_args).calls]
+    """Compile a candidate against the cards of the networks it may choose, keyed by name."""
+    card = _card(candidate.supernet, cards)
+    guidance = candidate.guidance
+    grid = {candidate.grid: candidate.grid_args}
+    planned = (card.diffusion, candidate.solver, candidate.solver_args)
+    levels = [call.level for call in plan_calls(*planned, candidate.calls, grid)[3]]
     genes = candidate.widths
     if candidate.per_call:
-        widths = [genes[i * len(genes) // len(levels)] for i in range(len(levels))]
+        full = [call.level for call in plan_calls(*planned, len(genes), grid)[3]]
+        widths = [genes[i] for i in _nearest(levels, full)]
     else:
         widths = [genes[segment(level, len(genes), card.diffusion)] for level in levels]
-    stage = plan_stage(card, **settings, widths=widths, **candidate.solver_args)
+    by_classifier = guidance is not None and guidance.kind == CLASSIFIER
+    stage = plan_stage(
+        card,
+        solver=candidate.solver,
+        calls=candidate.calls,
+        grid=grid,
+        widths=widths,
+        guidance=guidance,
+        classifier=_card(guidance.net, cards) if guidance and by_classifier else None,
+        **candidate.solver_args,
+    )
     return StepSchedule((stage,))
+
+
+def _card(name: str, cards: Mapping[str, NetCard]) -> NetCard:
+    if name not in cards:
+        known = ", ".join(sorted(cards))
+        raise SpaceError(f"unknown supernet '{name}'; known: {known}")
+    return cards[name]
+
+
+def _nearest(levels: Sequence[float], full: Sequence[float]) -> list[int]:
+    """For every level the index of the nearest of `full` in log noise level."""
+    if len(levels) == len(full):
+        return list(range(len(full)))
+    distance = [[abs(math.log(level / other)) for other in full] for level in levels]
+    return [row.index(min(row)) for row in distance]
 
 
 def segment(level: float, segments: int, process: Process) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from yaml.nodes import MappingNode, SequenceNode
+from yaml.nodes import MappingNode
 
 from stepsearch.algorithms.registry import ALGORITHMS
 from stepsearch.core.errors import ConfigError
@@ -21,12 +21,11 @@ from stepsearch.core.settings import (
     SearchSettings,
     TrainConfig,
 )
-from stepsearch.core.space import SearchSpace
 from stepsearch.core.yamlfile import Dumper, Section, Value, read_yaml
 from stepsearch.nets.families import FAMILIES
 from stepsearch.objectives.features import check_extractor
 from stepsearch.objectives.registry import OBJECTIVES
-from stepsearch.solvers.registry import GRIDS, SOLVERS
+from stepsearch.schedule_config import dump_schedule, plain, read_schedule, read_width
 from stepsearch.training.data import LOADERS
 
 VERSION = 1
@@ -41,8 +40,8 @@ def read_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
     net = root.need("net").section()
     family_value = net.need("family")
     family = family_value.one_of(list(FAMILIES))
-    widths = root.need("widths").distinct(_width)
-    arch = {k: _plain(net.need(k)) for k in net if k != "family"}
+    widths = root.need("widths").distinct(read_width)
+    arch = {k: plain(net.need(k)) for k in net if k != "family"}
     try:
         FAMILIES[family].check(arch, widths)
     except ConfigError as error:
@@ -71,12 +70,9 @@ def read_space(path: Path, overrides: list[str] | None = None) -> RunSettings:
     root = read_yaml(path, overrides).section()
     _version(root)
     name = _name(root, path)
-    recipes = tuple(_recipe(item, path.parent) for item in root.need("supernets").items())
-    names = [r.name for r in recipes]
-    if len(set(names)) < len(names):
-        raise root.need("supernets").error(f"two supernets share a name: {names}; rename one")
+    recipes = _supernets(root.need("supernets"), path.parent)
     schedule = root.need("schedule").section()
-    space = _space(schedule, recipes)
+    space, guides = read_schedule(schedule, recipes, lambda value: _recipe(value, path.parent))
     schedule.close()
     known = [o for o in OBJECTIVES if o not in SIDE_VALUES]
     objectives_value = root.need("objectives")
@@ -91,6 +87,7 @@ def read_space(path: Path, overrides: list[str] | None = None) -> RunSettings:
         constraints=_constraints(root.get("constraints")),
         evaluation=_evaluation(root.get("evaluation"), path.parent),
         search=_search(root.get("search")),
+        guides=guides,
     )
     root.close()
     return settings
@@ -98,19 +95,11 @@ def read_space(path: Path, overrides: list[str] | None = None) -> RunSettings:
 
 def dump_space(settings: RunSettings) -> str:
     """A space file with every default filled in; `read_space` reads it back to equal settings."""
-    space = settings.space
-    solvers = [{name: dict(args)} if args else name for name, args in space.solvers]
-    genes = {"per_call": True} if space.per_call else {"segments": space.width_genes}
     data = {
         "version": VERSION,
         "name": settings.name,
         "supernets": [r.file for r in settings.recipes],
-        "schedule": {
-            "calls": list(space.calls),
-            "grid": list(space.grids),
-            "solver": solvers,
-            "widths": {**genes, "choices": list(space.width_choices)},
-        },
+        "schedule": dump_schedule(settings.space, {r.name: r.file for r in settings.guides}),
         "objectives": list(settings.objectives),
         "evaluation": {k: v for k, v in asdict(settings.evaluation).items() if v is not None},
         "search": {k: v for k, v in asdict(settings.search).items() if v is not None},
@@ -136,6 +125,21 @@ def _name(root: Section, path: Path) -> str:
         message = f"'{name}' cannot name a folder; use letters, digits, '.', '_' and '-'"
         raise ConfigError(f"{path}: name: {message}") if value is None else value.error(message)
     return name
+
+
+def _supernets(value: Value, folder: Path) -> tuple[Recipe, ...]:
+    """Recipes of networks that sample, no two of one name."""
+    recipes = tuple(_recipe(item, folder) for item in value.items())
+    for item, recipe in zip(value.items(), recipes, strict=True):
+        if FAMILIES[recipe.family].classifies:
+            raise item.error(
+                f"'{recipe.name}' is a classifier, which samples nothing; name it under "
+                f"schedule.guidance as {{classifier: {{net: ..., scale: 1}}}}"
+            )
+    names = [r.name for r in recipes]
+    if len(set(names)) < len(names):
+        raise value.error(f"two supernets share a name: {names}; rename one")
+    return recipes
 
 
 def _recipe(value: Value, folder: Path) -> Recipe:
@@ -248,65 +252,6 @@ def _filled(cls: Any, section: Section, read: Mapping[str, Any]) -> Any:
     return cls(**values)
 
 
-def _space(section: Section, recipes: tuple[Recipe, ...]) -> SearchSpace:
-    widths = section.need("widths").section()
-    choices_value = widths.need("choices")
-    choices = choices_value.distinct(_width)
-    for item, width in zip(choices_value.items(), choices, strict=True):
-        for recipe in recipes:
-            if width not in recipe.widths:
-                offered = ", ".join(f"{w:g}" for w in recipe.widths)
-                raise item.error(
-                    f"{width:g} is not offered by supernet '{recipe.name}' (it offers {offered})"
-                )
-    calls = _calls(section.need("calls"))
-    per_call, segments = widths.get("per_call"), widths.get("segments")
-    by_call = per_call is not None and per_call.flag()
-    if by_call == (segments is not None):
-        raise widths.value.error("give either 'segments: n' or 'per_call: true'")
-    genes = max(calls) if segments is None else segments.whole(1, 10_000)
-    widths.close()
-    grids = _listed(section.need("grid"), lambda v: v.one_of(list(GRIDS)))
-    solvers = _listed(section.need("solver"), lambda v: _solver(v, calls))
-    names = tuple(r.name for r in recipes)
-    return SearchSpace(names, calls, grids, solvers, tuple(sorted(choices)), genes, by_call)
-
-
-def _calls(value: Value) -> tuple[int, ...]:
-    """A list of whole numbers, one number, or {min, max, step}; ascending."""
-    if isinstance(value.node, MappingNode):
-        section = value.section()
-        low, high = section.need("min").whole(1), section.need("max").whole(1, 1000)
-        step_value = section.get("step")
-        step = 1 if step_value is None else step_value.whole(1)
-        section.close()
-        if low > high:
-            raise value.error(f"min {low} exceeds max {high}; swap them")
-        return tuple(range(low, high + 1, step))
-    return tuple(sorted(_listed(value, lambda v: v.whole(1, 1000))))
-
-
-def _solver(value: Value, calls: tuple[int, ...]) -> tuple[str, dict[str, Any]]:
-    """`name` or `{name: {argument: value}}`, tried for every number of calls."""
-    args: dict[str, Any] = {}
-    if isinstance(value.node, MappingNode):
-        section = value.section()
-        names = list(section)
-        if len(names) != 1:
-            raise value.error(f"name one solver, e.g. {{pfdiff: {{k: 2, l: 1}}}}, got {names}")
-        name = names[0]
-        inner = section.need(name).section()
-        args = {k: _plain(inner.need(k)) for k in inner}
-    else:
-        name = value.text()
-    try:
-        for n in calls:
-            SOLVERS[name].nodes(n, **args)
-    except ConfigError as error:
-        raise value.error(str(error)) from None
-    return name, args
-
-
 def _constraints(value: Value | None) -> dict[str, tuple[float, float]]:
     if value is None:
         return {}
@@ -325,21 +270,3 @@ def _constraints(value: Value | None) -> dict[str, tuple[float, float]]:
             result[name] = (least, most)
     section.close()
     return result
-
-
-def _listed(value: Value, read: Any) -> tuple[Any, ...]:
-    """A list without repeats, or one value standing for a list of one."""
-    if isinstance(value.node, SequenceNode):
-        return value.distinct(read)
-    return (read(value),)
-
-
-def _width(value: Value) -> float:
-    return value.number(0, 1, open_low=True)
-
-
-def _plain(value: Value) -> Any:
-    """Scalars and lists of scalars as Python data."""
-    if isinstance(value.node, SequenceNode):
-        return [item.scalar() for item in value.items()] if value.node.value else []
-    return value.scalar()

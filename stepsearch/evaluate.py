@@ -7,6 +7,7 @@ import io
 import json
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,15 +19,16 @@ from torch import Tensor
 
 from stepsearch.core.errors import ConfigError
 from stepsearch.core.files import write_atomic
-from stepsearch.core.noise import generator, image_noise
-from stepsearch.core.protocols import FeatureExtractor, Net, NetCard
-from stepsearch.core.schedule import StepSchedule
+from stepsearch.core.noise import generator, image_labels, image_noise
+from stepsearch.core.protocols import Classifier, FeatureExtractor, Net, NetCard
+from stepsearch.core.schedule import CFG, Stage, StepSchedule
 from stepsearch.core.settings import EvaluationSettings
 from stepsearch.core.trial import Measurement
 from stepsearch.nets.load import load_net
 from stepsearch.objectives.features import make_extractor
 from stepsearch.objectives.fid import Reference, moments
 from stepsearch.objectives.registry import OBJECTIVES, FeatureRequest, Samples
+from stepsearch.solvers.guidance import reads_labels
 from stepsearch.solvers.integrate import integrate
 from stepsearch.training.data import Dataset
 
@@ -67,6 +69,35 @@ def to_uint8(images: Tensor) -> Tensor:
     return ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
+def sample(
+    schedule: StepSchedule,
+    nets: Mapping[str, Net | Classifier],
+    count: int,
+    seed: int,
+    *,
+    first: int = 0,
+    device: str = "cpu",
+) -> Tensor:
+    """Images first .. first + count - 1 as uint8 (count, C, H, W).
+
+    Noise and label of image j depend on (seed, j) alone, so every schedule starts from the same.
+    """
+    stage = schedule.stages[0]
+    card = nets[stage.net].card
+    noise = torch.from_numpy(image_noise(seed, first, (count, *card.image_shape)))
+    start = noise.to(device) * card.diffusion.start_scale(stage.levels[0])
+    labels = None
+    if reads_labels(schedule, nets):
+        classes = max(nets[key].card.classes for s in schedule.stages for key in _keys(s))
+        labels = torch.from_numpy(image_labels(seed, first, count, classes)).to(device)
+    return to_uint8(integrate(schedule, nets, start, seed=seed, first_image=first, cond=labels))
+
+
+def _keys(stage: Stage) -> list[str]:
+    """Networks that a stage asks."""
+    return [stage.net] if stage.guide in (None, CFG) else [stage.net, stage.guide]
+
+
 class Evaluator:
     """Scores schedules; one per worker, networks and statistics loaded once."""
 
@@ -75,7 +106,7 @@ class Evaluator:
             torch.set_num_threads(1)  # one worker a core; two threads beside a busy core crawl
         self._spec = spec
         nets = [load_net(path, device=spec.device) for path in spec.nets]
-        self._nets: dict[str, Net] = {net.card.key: net for net in nets}
+        self._nets: dict[str, Net | Classifier] = {net.card.key: net for net in nets}
         self.cards: dict[str, NetCard] = {key: net.card for key, net in self._nets.items()}
         channels, *sides = nets[0].card.image_shape
         nothing = np.empty((0, channels, *sides), np.uint8)
@@ -103,17 +134,13 @@ class Evaluator:
             started_at=start.isoformat(timespec="seconds"),
         )
 
-    def sample(self, schedule: StepSchedule, count: int, seed: int, first: int = 0) -> Tensor:
-        """Images first .. first + count - 1 as uint8 (count, C, H, W)."""
-        card, level = self.cards[schedule.stages[0].net], schedule.stages[0].levels[0]
-        noise = torch.from_numpy(image_noise(seed, first, (count, *card.image_shape)))
-        start = noise.to(self._spec.device) * card.diffusion.start_scale(level)
-        return to_uint8(integrate(schedule, self._nets, start, seed=seed, first_image=first))
+    def _sample(self, schedule: StepSchedule, count: int, seed: int, first: int) -> Tensor:
+        return sample(schedule, self._nets, count, seed, first=first, device=self._spec.device)
 
     def _features(self, schedule: StepSchedule, seed: int) -> np.ndarray:
         count, batch = self._spec.settings.images, self._spec.settings.batch
         parts = [
-            self._extractor(self.sample(schedule, min(batch, count - first), seed, first))
+            self._extractor(self._sample(schedule, min(batch, count - first), seed, first))
             for first in range(0, count, batch)
         ]
         return np.concatenate(parts)

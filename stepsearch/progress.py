@@ -64,6 +64,10 @@ class Display:
             self._bar.remove_task(self._task)
         self._task = self._bar.add_task(name, total=total, note="")
 
+    def advance(self, name: str, done: int, total: int) -> None:
+        """`done` of `total` like pieces of work are finished."""
+        self._advance(name, done, total, done, "")
+
     def training(self, step: int, total: int, losses: Mapping[float, float]) -> None:
         """One optimiser step, its loss per width."""
         shown = " ".join(f"{w:g}:{loss:.3f}" for w, loss in sorted(losses.items()))
@@ -87,7 +91,7 @@ class Display:
     def _advance(self, name: str, done: int, total: int, measured: int, note: str) -> None:
         now = time.monotonic()
         left = (now - self._started) / max(measured, 1) * (total - done)
-        note = f"{note}, ETA {clock(left)}"
+        note = f"{note}, ETA {clock(left)}".removeprefix(", ")
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=done, note=note)
         elif now - self._last >= EVERY:

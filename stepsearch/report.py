@@ -17,8 +17,11 @@ from stepsearch.core.files import write_atomic
 from stepsearch.core.schedule import StepSchedule, parse_run_length
 from stepsearch.tables import (
     EMPTY,
+    arguments_text,
     cell,
     complete_rows,
+    grid_text,
+    guidance_text,
     k_l,
     significant,
     uniform_rows,
@@ -32,8 +35,18 @@ if TYPE_CHECKING:
 Look = dict[str, Any]  # options of matplotlib
 PANELS = 6  # schedules shown by `plot_schedules`
 # Rows that differ in one of these are different strategies even at equal widths.
-SETTING = ["solver", "pfdiff_k", "pfdiff_l", "nfe", "grid", "supernet", "relay_start", "guidance"]
-NAMES = {"ddim": "DDIM", "ddpm": "DDPM", "heun": "Heun", "pfdiff": "PFDiff", "unipc": "UniPC"}
+SETTING = ["solver", "solver_args", "nfe", "grid", "grid_args", "supernet", "relay_start"]
+SETTING += ["guide", "guidance", "guidance_low", "guidance_high"]
+NAMES = {
+    "ddim": "DDIM",
+    "ddpm": "DDPM",
+    "deis": "DEIS",
+    "dpmpp_2m": "DPM++(2M)",
+    "dpmpp_2s": "DPM++(2S)",
+    "heun": "Heun",
+    "pfdiff": "PFDiff",
+    "unipc": "UniPC",
+}
 WIDE = 5.5  # inches, one column of a paper
 INK, GREY = "#222222", "#777777"
 COLORS = ["#D55E00", "#0072B2", "#009E73"]  # of Okabe & Ito (2008); the front has the first
@@ -221,16 +234,18 @@ def _draw_trials(ax: Axes, done: pd.DataFrame) -> None:
 
 def _draw_uniform(ax: Axes, uniform: pd.DataFrame) -> None:
     """A line per setting that was tried at two widths or more; what is left shares one label."""
-    groups = [group for _, group in uniform.groupby(SETTING, dropna=False)]
+    setting = [name for name in SETTING if name in uniform]
+    groups = [group for _, group in uniform.groupby(setting, dropna=False)]
     groups.sort(key=lambda group: -group["widths"].nunique())
     several = [group for group in groups if group["widths"].nunique() > 1]
     named = (several or groups)[: len(MARKERS)]
-    varied = [n for n in ("grid", "supernet") if len({g[n].iloc[0] for g in named}) > 1]
+    told = [{"grid": grid_text(r), "supernet": str(r["supernet"])} for r in map(_first, named)]
+    varied = [n for n in ("grid", "supernet") if len({words[n] for words in told}) > 1]
     look: Look = {"color": INK, "linewidth": 0.8, "markerfacecolor": "white"}
-    for group, marker, dashes in zip(named, MARKERS, DASHES, strict=False):
-        row, x, y = group.iloc[0].to_dict(), group["gflops_per_image"], group["fid"]
+    for group, tell, marker, dashes in zip(named, told, MARKERS, DASHES, strict=False):
+        row, x, y = _first(group), group["gflops_per_image"], group["fid"]
         words = [f"uniform width, {_display(row)} {int(row['nfe'])} calls"]
-        words += [str(row[name]) for name in varied]
+        words += [tell[name] for name in varied]
         widths = sorted({parse_run_length(text)[0] for text in group["widths"]})
         ends = " to ".join(f"{width:g}" for width in dict.fromkeys([widths[0], widths[-1]]))
         label = f"{', '.join(words)} ({ends})"
@@ -239,6 +254,10 @@ def _draw_uniform(ax: Axes, uniform: pd.DataFrame) -> None:
     if len(rest):
         x, y, label = rest["gflops_per_image"], rest["fid"], "uniform width, other settings"
         ax.plot(x, y, "x", markersize=3.5, label=label, **look)
+
+
+def _first(group: pd.DataFrame) -> dict[str, Any]:
+    return group.iloc[0].to_dict()
 
 
 def _draw_front(ax: Axes, front: pd.DataFrame) -> None:
@@ -269,7 +288,7 @@ def _draw_schedule(ax: Axes, schedule: StepSchedule, end: float) -> None:
 
 def _panel(row: Mapping[str, Any]) -> str:
     return (
-        f"{_display(row)}, {int(row['nfe'])} calls, {row['grid']} grid\n"
+        f"{_display(row)}, {int(row['nfe'])} calls, {grid_text(row)} grid\n"
         f"{significant(row['gflops_per_image'])} GFLOPs, FID {cell('fid', row['fid'])}"
     )
 
@@ -310,8 +329,9 @@ def _spread(costs: list[float], count: int) -> list[int]:
 
 
 def _display(row: Mapping[str, Any]) -> str:
-    """As papers write it: 'DDIM', 'PFDiff-2_1'."""
-    return f"{NAMES.get(row['solver'], row['solver'])}-{k_l(row)}".rstrip("-")
+    """As papers write it: 'DDIM', 'PFDiff-2_1', 'DEIS order=3'."""
+    name = f"{NAMES.get(row['solver'], row['solver'])}-{k_l(row)}".rstrip("-")
+    return name + arguments_text(row, "solver_args") + guidance_text(row)
 
 
 def _measured(done: pd.DataFrame) -> str:

@@ -12,15 +12,15 @@ from pathlib import Path
 
 import torch
 
-from stepsearch.build import plan_stage
+from stepsearch.build import build_schedule
 from stepsearch.config import dump_space, read_space
 from stepsearch.core.errors import ConfigError, RunError
 from stepsearch.core.protocols import Executor, NetCard
-from stepsearch.core.schedule import StepSchedule
 from stepsearch.core.settings import Recipe, RunSettings, content_hash
 from stepsearch.evaluate import Evaluator, EvaluatorSpec, pick_device, prepare_evaluation
 from stepsearch.executors.local import LocalExecutor
 from stepsearch.executors.ray_pool import RayExecutor
+from stepsearch.nets.families import FAMILIES
 from stepsearch.progress import Display
 from stepsearch.report import plot_all
 from stepsearch.search import environment, run_search
@@ -60,12 +60,12 @@ def start_run(
     again = f"`stepsearch resume {out}`" if there else "the same command"
     with Display() as display, Signals(again) as signals:
         data = _shared_data(settings)
-        for recipe in settings.recipes:
+        for recipe in settings.networks:
             check_buildable(recipe, data)
         display.stage("features and reference statistics", 1)
         spec, facts = prepare_evaluation(settings.evaluation, settings.objectives, data)
         cards, paths = {}, []
-        for recipe in settings.recipes:
+        for recipe in settings.networks:
             path, card = train(recipe, data, display, signals, settings.evaluation.device)
             cards[recipe.name] = card
             paths.append(str(path))
@@ -107,8 +107,9 @@ def train(
 ) -> tuple[Path, NetCard]:
     """The recipe's network, trained with progress unless it is there already."""
     path = supernet_path(recipe, data)
+    kind = "classifier" if FAMILIES[recipe.family].classifies else "supernet"
     if path.is_file():
-        display.say(f"supernet {recipe.name}: recipe unchanged, using {path}")
+        display.say(f"{kind} {recipe.name}: recipe unchanged, using {path}")
     elif recipe.train is not None:
         steps = recipe.train.steps
 
@@ -116,7 +117,7 @@ def train(
             display.training(step, steps, losses)
             signals.check()
 
-        display.say(f"supernet {recipe.name}: training {steps} steps on {data.name}")
+        display.say(f"{kind} {recipe.name}: training {steps} steps on {data.name}")
         display.stage(f"training {recipe.name}", steps)
         return ensure_supernet(
             recipe,
@@ -182,23 +183,18 @@ def _canaries(
     if path.is_file() or "fid" not in settings.objectives:
         return
     space = settings.space
-    card = cards[space.supernets[0]]
-    solver, args = space.solvers[0]
-    calls = space.calls[len(space.calls) // 2]
-    stage = plan_stage(
-        card,
-        solver=solver,
-        calls=calls,
-        grid=space.grids[0],
-        widths=max(space.width_choices),
-        **args,
-    )
-    evaluator, schedule = Evaluator(spec), StepSchedule((stage,))
+    middle = next(iter(space.uniform_genomes(1)))
+    candidate = replace(space.decode(middle), widths=(max(space.width_choices),))
+    candidate = replace(candidate, per_call=False)
+    evaluator, schedule = Evaluator(spec), build_schedule(candidate, cards)
     seed = settings.evaluation.seed
     fids = {s: evaluator.measure(schedule, s).values["fid"] for s in (seed, seed + 1)}
     facts = json.loads((store.path / "env.json").read_text(encoding="utf-8"))["facts"]
     floor = facts.get("real_vs_real")
-    baseline = f"{solver}, {space.grids[0]}, {calls} calls, width {max(space.width_choices):g}"
+    baseline = f"{candidate.solver}, {candidate.grid}, {candidate.calls} calls, width "
+    baseline += f"{candidate.widths[0]:g}"
+    if (guidance := candidate.guidance) is not None:
+        baseline += f", {guidance.net or guidance.kind} {guidance.scale:g}"
     found = {"real_vs_real": floor, "baseline": baseline, "baseline_fid_by_seed": fids}
     store.write_text("canaries.json", json.dumps(found, indent=2) + "\n")
     shown = "not measurable" if floor is None else f"{floor:.2f}"
@@ -209,10 +205,10 @@ def _canaries(
 
 def _shared_data(settings: RunSettings) -> Dataset:
     first = settings.recipes[0]
-    for recipe in settings.recipes[1:]:
+    for recipe in settings.networks[1:]:
         if recipe.data != first.data:
             raise ConfigError(
-                f"supernets: '{first.name}' and '{recipe.name}' are trained on different data and "
+                f"networks '{first.name}' and '{recipe.name}' are trained on different data and "
                 f"cannot be compared; use one data set"
             )
     return recipe_data(first)
@@ -236,11 +232,10 @@ def _check_same(settings: RunSettings, out: Path) -> None:
 def _check_env(out: Path, env: str) -> None:
     """RunError where networks, data or statistics are no longer what the journal was made with."""
     old, new = json.loads((out / "env.json").read_text(encoding="utf-8")), json.loads(env)
-    for name in ("supernets", "metric_id", "data_sha256"):
-        if old[name] != new[name]:
-            raise RunError(
-                f"{out}: {name} changed from {old[name]} to {new[name]}; start a new run"
-            )
+    for name in ("supernets", "guides", "metric_id", "data_sha256"):
+        before, now = old.get(name), new.get(name)
+        if before != now:
+            raise RunError(f"{out}: {name} changed from {before} to {now}; start a new run")
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -21,7 +21,7 @@ from stepsearch.build import build_schedule
 from stepsearch.core.errors import FailureBudgetExceeded, Interrupted, NoFeasibleCandidate, RunError
 from stepsearch.core.protocols import Executor, Genome, NetCard
 from stepsearch.core.schedule import StepSchedule
-from stepsearch.core.settings import RunSettings, content_hash
+from stepsearch.core.settings import Recipe, RunSettings, content_hash
 from stepsearch.core.trial import Failure, Measurement, Trial
 from stepsearch.evaluate import EvaluatorSpec
 from stepsearch.objectives.registry import OBJECTIVES
@@ -56,7 +56,7 @@ def run_search(
     """Search until the budget is spent or the space is exhausted; every trial goes to `store`.
 
     Args:
-        cards: supernets by name.
+        cards: supernets, and the classifiers that guide them, by name.
         on_trial: told of every trial that is measured.
 
     Raises:
@@ -205,9 +205,9 @@ def environment(
 ) -> str:
     """env.json: versions, seeds, hashes of networks and statistics, hardware, facts of the data."""
     packages = ("stepsearch", "torch", "numpy", "scipy", "pymoo", "ray", "pandas")
-    data = {
+    data: dict[str, Any] = {
         "space_sha256": content_hash(settings.content()),
-        "supernets": {name: {"key": c.key, "sha256": c.sha256} for name, c in cards.items()},
+        "supernets": _identities(settings.recipes, cards),
         "metric_id": spec.metric_id,
         "objectives": list(settings.objectives),
         "data_sha256": spec.data_sha256,
@@ -218,7 +218,15 @@ def environment(
         "versions": {"python": platform.python_version()} | {p: version(p) for p in packages},
         "hardware": _hardware(),
     }
+    if settings.guides:
+        data["guides"] = _identities(settings.guides, cards)
     return json.dumps(data, indent=2, sort_keys=True) + "\n"
+
+
+def _identities(
+    recipes: Sequence[Recipe], cards: Mapping[str, NetCard]
+) -> dict[str, dict[str, str]]:
+    return {r.name: {"key": cards[r.name].key, "sha256": cards[r.name].sha256} for r in recipes}
 
 
 def _hardware() -> dict[str, Any]:

@@ -16,7 +16,7 @@ from stepsearch.core.process import get_process
 from stepsearch.core.protocols import NetCard
 from stepsearch.core.settings import Recipe, TrainConfig
 from stepsearch.nets.families import FAMILIES
-from stepsearch.nets.load import count_flops, load_card, save_net
+from stepsearch.nets.load import load_card, save_net
 from stepsearch.training.data import Dataset, load_dataset
 from stepsearch.training.loop import OnStep, train_supernet
 
@@ -58,10 +58,34 @@ def check_buildable(recipe: Recipe, data: Dataset) -> None:
             f"this network needs; use more images or a smaller network"
         )
     _build(recipe, data, "meta")
+    _check_labels(recipe, data)
     if recipe.train is not None and recipe.train.batch > count:
         raise ConfigError(
             f"{recipe.file}: train.batch: {recipe.train.batch} exceeds the {count} "
             f"images of '{data.name}'"
+        )
+
+
+def _check_labels(recipe: Recipe, data: Dataset) -> None:
+    """ConfigError unless a conditional network sees every one of its labels and no other."""
+    classes = FAMILIES[recipe.family].classes(recipe.net)
+    if not classes:
+        return
+    if data.labels is None:
+        raise ConfigError(
+            f"{recipe.file}: net.classes: '{data.name}' has no labels; use labelled images, or "
+            f"leave classes out"
+        )
+    if data.labels.ndim != 1 or not np.issubdtype(data.labels.dtype, np.integer):
+        raise ConfigError(
+            f"{recipe.file}: net.classes: labels of '{data.name}' must be one whole number an "
+            f"image, got {data.labels.dtype} of shape {data.labels.shape}"
+        )
+    found = np.unique(data.labels)
+    if not np.array_equal(found, np.arange(classes)):
+        raise ConfigError(
+            f"{recipe.file}: net.classes: {classes} classes are labels 0..{classes - 1}; "
+            f"'{data.name}' has {len(found)} labels in {found[0]}..{found[-1]}"
         )
 
 
@@ -78,7 +102,7 @@ def _build(recipe: Recipe, data: Dataset, device: str) -> nn.Module:
 
 
 def _make(recipe: Recipe, data: Dataset, path: Path, device: str, on_step: OnStep | None) -> None:
-    module = _build(recipe, data, "cpu")
+    family, module = FAMILIES[recipe.family], _build(recipe, data, "cpu")
     training: dict[str, Any] = {
         "recipe": recipe.content(),
         "recipe_sha256": recipe.sha256(data.sha256),
@@ -88,13 +112,13 @@ def _make(recipe: Recipe, data: Dataset, path: Path, device: str, on_step: OnSte
         "torch": torch.__version__,
     }
     if recipe.train is None:
-        FAMILIES[recipe.family].fit(module, data.images.astype(np.float32) / 127.5 - 1, seed=0)
+        family.fit(module, data.images.astype(np.float32) / 127.5 - 1, seed=0)
         weights: Mapping[str, Tensor] = module.state_dict()
     else:
         weights, losses = _train(recipe, recipe.train, module, data, path, device, on_step)
         training |= {"steps": recipe.train.steps, "seed": recipe.train.seed, "loss": losses}
     shape = tuple(data.images.shape[1:])
-    flops = tuple(count_flops(_build(recipe, data, "meta"), shape, w) for w in recipe.widths)
+    flops = tuple(family.flops(_build(recipe, data, "meta"), shape, w) for w in recipe.widths)
     card = NetCard(
         name=recipe.name,
         sha256="",
@@ -105,6 +129,7 @@ def _make(recipe: Recipe, data: Dataset, path: Path, device: str, on_step: OnSte
         flops=flops,
         arch=recipe.net,
         training=training,
+        classes=family.classes(recipe.net),
     )
     save_net(path, card, weights)
 
@@ -137,6 +162,8 @@ def _train(
             recipe.widths,
             get_process(PROCESS),
             config,
+            loss=FAMILIES[recipe.family].loss,
+            labels=data.labels if FAMILIES[recipe.family].classes(recipe.net) else None,
             checkpoint=path.with_suffix(".training"),
             on_step=watch,
             device=device,

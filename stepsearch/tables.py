@@ -32,12 +32,12 @@ def savings(trials: pd.DataFrame) -> pd.DataFrame:
 
     rows = []
     for _, same in complete_rows(trials).groupby(["metric_id", "n_samples"], dropna=False):
-        for own in same[uniform_rows(same) & same["solver"].eq("ddim")].to_dict("records"):
+        for own in same[uniform_rows(same) & _plain_ddim(same)].to_dict("records"):
             best = same[same["fid"] <= own["fid"]].iloc[0].to_dict()
             cost, least = own["gflops_per_image"], best["gflops_per_image"]
             width, calls = parse_run_length(own["widths"])[0], int(own["nfe"])
-            strategy = (width, calls, own["grid"], own["fid"], cost)
-            text = f"{solver_text(best)}, {best['grid']}, {int(best['nfe'])} calls"
+            strategy = (width, calls, grid_text(own), own["fid"], cost)
+            text = f"{solver_text(best)}, {grid_text(best)}, {int(best['nfe'])} calls"
             text += f", widths {best['widths']}"
             saving = 1 - least / cost if cost else 0.0
             rows.append((*strategy, int(best["trial_id"]), best["fid"], least, text, saving))
@@ -73,7 +73,7 @@ def front_text(pareto: pd.DataFrame) -> str:
             significant(row["gflops_per_image"]),
             str(int(row["nfe"])),
             solver_text(row),
-            str(row["grid"]),
+            grid_text(row),
             f"{row['mean_width']:.2f}",
             str(row["widths"]),
         ]
@@ -124,6 +124,16 @@ def uniform_rows(trials: pd.DataFrame) -> pd.Series[bool]:
     return trials["widths"].map(lambda text: len(set(parse_run_length(text))) == 1).astype(bool)
 
 
+def _plain_ddim(trials: pd.DataFrame) -> pd.Series[bool]:
+    """Mask of deterministic DDIM without guidance, the baseline of every table."""
+    mask = trials["solver"].eq("ddim")
+    if "solver_args" in trials:
+        mask &= trials["solver_args"].isna() | trials["solver_args"].isin(["eta=0", "eta=0.0"])
+    if "guidance" in trials:
+        mask &= trials["guidance"].isna()
+    return mask
+
+
 def is_known(row: Mapping[str, Any], name: str) -> bool:
     """Whether a row has a value in a column."""
     value = row.get(name)
@@ -131,10 +141,35 @@ def is_known(row: Mapping[str, Any], name: str) -> bool:
 
 
 def k_l(row: Mapping[str, Any]) -> str:
-    """PFDiff's k and l as '2_1', empty for other solvers."""
-    return f"{int(row['pfdiff_k'])}_{int(row['pfdiff_l'])}" if is_known(row, "pfdiff_k") else ""
+    """PFDiff's k and l as '2_1', empty for other solvers and where c is given."""
+    return f"{int(row['pfdiff_k'])}_{int(row['pfdiff_l'])}" if is_known(row, "pfdiff_l") else ""
+
+
+def arguments_text(row: Mapping[str, Any], name: str) -> str:
+    """Arguments of solver or grid as ' order=3 variant=bh2'; without PFDiff's k and l."""
+    if not is_known(row, name):
+        return ""
+    parts = str(row[name]).split(";")
+    if is_known(row, "pfdiff_l"):
+        parts = [p for p in parts if p.partition("=")[0] not in ("k", "l")]
+    return "".join(f" {part}" for part in parts)
+
+
+def guidance_text(row: Mapping[str, Any]) -> str:
+    """Guidance as ', cfg 2 at 0.5..10'; empty where there is none."""
+    if not is_known(row, "guidance"):
+        return ""
+    ends = [f"{row[n]:g}" if is_known(row, n) else "" for n in ("guidance_low", "guidance_high")]
+    interval = f" at {'..'.join(ends)}" if any(ends) else ""
+    return f", {row['guide']} {row['guidance']:g}{interval}"
 
 
 def solver_text(row: Mapping[str, Any]) -> str:
-    """As the tables write it: 'ddim', 'pfdiff 2_1'."""
-    return f"{row['solver']} {k_l(row)}".rstrip()
+    """As the tables write it: 'ddim', 'pfdiff 2_1', 'deis order=3', 'ddim, cfg 2'."""
+    args = arguments_text(row, "solver_args")
+    return " ".join(f"{row['solver']} {k_l(row)}".split()) + args + guidance_text(row)
+
+
+def grid_text(row: Mapping[str, Any]) -> str:
+    """As the tables write it: 'quad', 'karras rho=5'."""
+    return f"{row['grid']}{arguments_text(row, 'grid_args')}"

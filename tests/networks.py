@@ -15,13 +15,20 @@ EXAMPLES = {  # small configurations of each family; a new family adds its own
         {"base": 8, "groups": 2},
         {"base": 8, "mult": [1, 2, 3], "blocks": 2, "attention": [0, 2], "groups": 2},
         {"base": 16, "mult": [2], "attention": [0], "groups": 4, "sinusoid": 6},
+        {"base": 8, "groups": 2, "classes": 3, "label_dropout": 0.2},
     ],
     "gaussian": [{"components": 8}],
+    "noisy-classifier": [
+        {"base": 8, "groups": 2, "classes": 3},
+        {"base": 8, "mult": [1, 2, 2], "blocks": 2, "attention": [1], "groups": 2, "classes": 3},
+    ],
 }
-CASES = [(name, config) for name in FAMILIES for config in EXAMPLES.get(name, [])]
+EACH = [(name, config) for name in FAMILIES for config in EXAMPLES.get(name, [])]
+CASES = [case for case in EACH if not FAMILIES[case[0]].classifies]  # all that predict noise
 each_case = pytest.mark.parametrize(("family", "config"), CASES, ids=str)
 each_width = pytest.mark.parametrize("width", WIDTHS)
-UNET = EXAMPLES["unet"][1]
+UNET, CONDITIONAL = EXAMPLES["unet"][1], EXAMPLES["unet"][3]
+each_classifier = pytest.mark.parametrize("config", EXAMPLES["noisy-classifier"], ids=str)
 
 
 def make(family, config):
@@ -32,7 +39,8 @@ def make(family, config):
 @functools.cache
 def _made(family, config):
     rng = torch.Generator().manual_seed(0)
-    module = FAMILIES[family].build(json.loads(config), SHAPE, WIDTHS)
+    widths = (1.0,) if FAMILIES[family].classifies else WIDTHS
+    module = FAMILIES[family].build(json.loads(config), SHAPE, widths)
     if FAMILIES[family].fitted:
         images = torch.rand(40, *SHAPE, generator=rng).numpy() * 2 - 1
         FAMILIES[family].fit(module, images, 0)

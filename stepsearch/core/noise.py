@@ -19,6 +19,15 @@ def generator(*counter: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=words[2:], counter=start))
 
 
+LABELS = (0, 2)  # four words with seed and image; training's streams begin with 0, 0 and 0, 1
+
+
+def image_labels(seed: int, first_image: int, count: int, classes: int) -> NDArray[np.int64]:
+    """Labels 0 .. classes - 1, each as likely, of images first_image .. first_image + count - 1."""
+    images = range(first_image, first_image + count)
+    return np.array([generator(*LABELS, seed, i).integers(classes) for i in images], np.int64)
+
+
 def image_noise(
     seed: int, first_image: int, shape: tuple[int, ...], draw: int = 0
 ) -> NDArray[np.float32]:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from stepsearch.core.trial import Failure, Measurement
 
 Genome = tuple[int, ...]
+PREDICTIONS = ("eps", "x0", "v", "F")  # what the output of a network means
+TIMES = ("nearest", "continuous")  # when a network of whole trained times may be asked
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +35,10 @@ class NetCard:
     flops: tuple[float, ...]  # per image and call, at each of `widths`; one multiply-add is 2
     arch: Mapping[str, Any] = field(default_factory=dict, hash=False)
     training: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    prediction: str = "eps"  # one of PREDICTIONS; F is EDM's raw output
+    times: str = "nearest"  # one of TIMES; says nothing for a continuous process
+    classes: int = 0  # 0 for an unconditional network; labels are 0 .. classes - 1
+    sigma_data: float = 0.5  # deviation of the data, for F
 
     def __post_init__(self) -> None:
         shape, widths = self.image_shape, self.widths
@@ -46,6 +52,10 @@ class NetCard:
             "flops": len(self.flops) == len(widths) and all(map(_is_number, self.flops)),
             "arch": isinstance(self.arch, Mapping),
             "training": isinstance(self.training, Mapping),
+            "prediction": self.prediction in PREDICTIONS,
+            "times": self.times in TIMES,
+            "classes": type(self.classes) is int and self.classes >= 0,
+            "sigma_data": _is_number(self.sigma_data) and self.sigma_data > 0,
         }
         for name, ok in fine.items():
             if not ok:
@@ -59,7 +69,7 @@ class NetCard:
     @property
     def diffusion(self) -> Process:
         """The forward process that the network was trained for."""
-        return get_process(self.process)
+        return get_process(self.process, continuous=self.times == "continuous")
 
     def check_width(self, width: float) -> float:
         """The offered width equal to `width`; SpaceError lists what is offered."""
@@ -100,7 +110,19 @@ class Net(Protocol):
     def eps(
         self, x: Tensor, level: float, *, width: float = 1.0, cond: Tensor | None = None
     ) -> Tensor:
-        """Predicted noise of x = alpha (x0 + level eps); same shape and dtype as `x`."""
+        """Predicted noise of x = alpha (x0 + level eps); same shape and dtype as `x`.
+
+        `cond` (B,) holds labels; None asks a conditional network for its unconditional answer.
+        """
+
+
+class Classifier(Protocol):
+    """What guides a network that was trained without labels."""
+
+    card: NetCard
+
+    def gradient(self, x: Tensor, level: float, labels: Tensor) -> Tensor:
+        """Gradient in `x` of log p(labels | x) at noise `level`; same shape and dtype as `x`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,10 +137,16 @@ class Solver(Protocol):
     """An integrator in plan/step form; step i makes call i of the stage."""
 
     def canonical(self, n_calls: int, /, **args: Any) -> tuple[str, dict[str, Any]]:
-        """The plainest solver and arguments that do the same, so that equal runs are one trial."""
+        """The plainest solver and all its arguments that do the same: equal runs are one trial."""
+
+    def order(self, /, **args: Any) -> int | None:
+        """Order of convergence; None where noise is drawn and there is no end to converge to."""
 
     def nodes(self, n_calls: int, /, **args: Any) -> int:
-        """Nodes of the fine grid, without the end node, that give `n_calls` network calls."""
+        """Nodes of the fine grid, without the end node, that give `n_calls` network calls.
+
+        SpaceError for arguments or a number of calls that the solver does not know.
+        """
 
     def plan(self, levels: Sequence[float], n_calls: int, /, **args: Any) -> tuple[Call, ...]:
         """The calls on a grid whose last entry is the end; SpaceError for bad arguments."""

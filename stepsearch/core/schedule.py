@@ -17,31 +17,43 @@ from typing import Any
 from stepsearch.core.errors import SpaceError
 
 VERSION = 1
+CFG = "cfg"  # the guide that is the network itself without its condition
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One network evaluation at noise-to-signal ratio `level`, at a `width` in (0, 1]."""
+    """One network evaluation at noise-to-signal ratio `level`, at a `width` in (0, 1].
+
+    `scale` is the strength of guidance at this call, None where it is not guided.
+    """
 
     level: float
     width: float = 1.0
+    scale: float | None = None
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.level) and self.level > 0):
             raise SpaceError(f"call: level must be positive and finite, got {self.level}")
         if not 0 < self.width <= 1:
             raise SpaceError(f"call: width must lie in (0, 1], got {self.width}")
+        if self.scale is not None and not (math.isfinite(self.scale) and self.scale >= 0):
+            raise SpaceError(f"call: guidance scale must be finite and from 0, got {self.scale}")
 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One network walking down `levels`; `calls` are in the order the solver makes them."""
+    """One network walking down `levels`; `calls` are in the order the solver makes them.
+
+    `guide` says what calls with a `scale` are guided by: CFG, the same network without its
+    condition, or the name@sha256 of a classifier; None where no call is guided.
+    """
 
     net: str
     solver: str
     args: Mapping[str, Any] = field(hash=False)
     levels: tuple[float, ...]
     calls: tuple[Call, ...]
+    guide: str | None = None
 
     def __post_init__(self) -> None:
         ordered = all(a >= b for a, b in zip(self.levels, self.levels[1:], strict=False))
@@ -54,6 +66,12 @@ class Stage:
             raise SpaceError(f"stage of '{self.net}': levels must be finite, got {self.levels}")
         if not self.calls:
             raise SpaceError(f"stage of '{self.net}': a stage makes at least one call")
+        if (self.guide is None) != all(call.scale is None for call in self.calls):
+            raise SpaceError(
+                f"stage of '{self.net}': guide is {self.guide!r}, but "
+                f"{sum(c.scale is not None for c in self.calls)} calls have a guidance scale; "
+                f"give both or neither"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,16 +101,7 @@ class StepSchedule:
 
     def to_json(self) -> str:
         """Canonical JSON; equal schedules give equal text and floats survive exactly."""
-        stages = [
-            {
-                "net": s.net,
-                "solver": s.solver,
-                "args": {name: _canonical(value) for name, value in s.args.items()},
-                "levels": [float(level) + 0.0 for level in s.levels],  # -0.0 is 0
-                "calls": [[float(c.level), float(c.width)] for c in s.calls],
-            }
-            for s in self.stages
-        ]
+        stages = [_plain(stage) for stage in self.stages]
         return json.dumps({"version": VERSION, "stages": stages}, sort_keys=True)
 
     @classmethod
@@ -104,6 +113,7 @@ class StepSchedule:
                 raise SpaceError(
                     f"schedule: version {data['version']!r} is unknown here, expected {VERSION}"
                 )
+            _only(data, {"version", "stages"})
             return cls(tuple(_stage(s) for s in data["stages"]))
         except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
             raise SpaceError(
@@ -111,19 +121,65 @@ class StepSchedule:
             ) from None
 
 
+def _plain(stage: Stage) -> dict[str, Any]:
+    """JSON data of a stage; what says nothing is left out."""
+    data: dict[str, Any] = {
+        "net": stage.net,
+        "solver": stage.solver,
+        "args": {name: _canonical(value) for name, value in stage.args.items()},
+        "levels": [float(level) + 0.0 for level in stage.levels],  # -0.0 is 0
+        "calls": [
+            [float(n) for n in (c.level, c.width, c.scale) if n is not None] for c in stage.calls
+        ],
+    }
+    return data if stage.guide is None else data | {"guide": stage.guide}
+
+
 def _stage(data: Mapping[str, Any]) -> Stage:
+    _only(data, {"net", "solver", "args", "levels", "calls", "guide"})
+    guide = data.get("guide")
     return Stage(
-        net=str(data["net"]),
-        solver=str(data["solver"]),
-        args=dict(data["args"]),
+        net=_text(data["net"]),
+        solver=_text(data["solver"]),
+        args=_arguments(data["args"]),
         levels=tuple(_number(level) for level in data["levels"]),
-        calls=tuple(Call(_number(level), _number(width)) for level, width in data["calls"]),
+        calls=tuple(_call(*call) for call in data["calls"]),
+        guide=None if guide is None else _text(guide),
     )
+
+
+def _call(level: object, width: object, scale: object = None) -> Call:
+    return Call(_number(level), _number(width), None if scale is None else _number(scale))
+
+
+def _only(data: object, known: set[str]) -> None:
+    """A key that means nothing here would be ignored, and another schedule run than was written."""
+    if unknown := sorted(set(_mapping(data)) - known):
+        raise KeyError(f"unknown key '{unknown[0]}'")
+
+
+def _mapping(data: object) -> Mapping[str, Any]:
+    if not isinstance(data, Mapping):
+        raise TypeError(f"expected a mapping, got {data!r}")
+    return data
+
+
+def _arguments(data: object) -> dict[str, Any]:
+    args = _mapping(data)
+    return {name: tuple(v) if isinstance(v, list) else v for name, v in args.items()}
 
 
 def _canonical(value: Any) -> Any:
     """Equal numbers are written alike."""
+    if isinstance(value, (list, tuple)):
+        return [_canonical(item) for item in value]
     return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"expected text, got {value!r}")
+    return value
 
 
 def _number(value: object) -> float:

@@ -111,10 +111,19 @@ class RunSettings:
     constraints: Mapping[str, tuple[float, float]] = field(hash=False)  # objective -> range
     evaluation: EvaluationSettings = EvaluationSettings()
     search: SearchSettings = SearchSettings()
+    guides: tuple[Recipe, ...] = ()  # classifiers that guidance of the space names
+
+    @property
+    def networks(self) -> tuple[Recipe, ...]:
+        """Everything to train: supernets, then guides."""
+        return (*self.recipes, *self.guides)
 
     def content(self) -> dict[str, Any]:
         """What the results depend on; two runs are the same search if this is equal."""
         data = asdict(self)
         data["recipes"] = [r.content() for r in self.recipes]
+        data["guides"] = [r.content() for r in self.guides]
+        if not self.guides:
+            del data["guides"]
         del data["evaluation"]["device"]
         return data

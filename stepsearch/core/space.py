@@ -2,21 +2,73 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from stepsearch.core.errors import SpaceError
+from stepsearch.core.guidance import Guidance
 from stepsearch.core.protocols import Genome
+
+NO_GUIDANCE = "none"
+MONOTONE = ("non-increasing", "non-decreasing")  # from the first call, at most noise, to the last
+
+# A name, alone or with arguments; an argument that is a Range, or a tuple of them, is one gene or
+# several.
+Setting = str | tuple[str, Mapping[str, Any]]
+
+
+def named(setting: Setting) -> tuple[str, Mapping[str, Any]]:
+    """Name and arguments of a setting."""
+    return (setting, {}) if isinstance(setting, str) else setting
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """A numeric gene: `steps` values from `low` to `high`, evenly, or evenly in the logarithm."""
+
+    low: float
+    high: float
+    steps: int
+    log: bool = False
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
+            raise SpaceError(f"range: min must lie below max, got {self.low} and {self.high}")
+        if type(self.steps) is not int or self.steps < 2:
+            raise SpaceError(f"range: at least 2 values are needed, got {self.steps}")
+        if self.log and self.low <= 0:
+            raise SpaceError(f"range: a logarithmic range starts above 0, got {self.low}")
+
+    def value(self, i: int) -> float:
+        """Value i of 0 .. steps - 1; whole where it can be, rounded so that 0.1 + 0.2 is 0.3.
+
+        Six significant digits in a logarithmic range, else twelve of the larger end.
+        """
+        if i in (0, self.steps - 1):
+            return self.high if i else self.low
+        part = i / (self.steps - 1)
+        if type(self.low) is type(self.high) is int and not self.log:
+            whole, rest = divmod(i * (self.high - self.low), self.steps - 1)
+            if not rest:
+                return self.low + whole
+        if self.log:
+            value = float(f"{self.low * (self.high / self.low) ** part:.6g}")
+        else:
+            digits = 12 - math.ceil(math.log10(max(abs(self.low), abs(self.high))))
+            value = round(self.low + part * (self.high - self.low), digits)
+        return min(max(value, self.low), self.high)
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """What one genome asks for; `build_schedule` compiles it to the calls that are made.
 
-    `widths` is one entry per width gene. With `per_call` gene e of M serves the calls at that
-    fraction of the trajectory; otherwise genes are equal parts of the network's range of log
-    noise level, most noise first.
+    `widths` is one entry per width gene. With `per_call` there are as many as calls in the longest
+    schedule of the space, whose call e reads gene e; a shorter one reads the gene of the nearest
+    noise level. Otherwise genes are equal parts of the network's range of log noise level, most
+    noise first.
     """
 
     supernet: str
@@ -26,35 +78,54 @@ class Candidate:
     grid: str
     widths: tuple[float, ...]
     per_call: bool = False
+    grid_args: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    guidance: Guidance | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON data, inverse of `from_dict`."""
-        return asdict(self)
+        data = asdict(self)
+        if self.guidance is not None and math.isinf(self.guidance.high):
+            del data["guidance"]["high"]  # JSON knows no infinity
+        return data
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Candidate:
         """Read `to_dict` output back; TypeError or KeyError where it is something else."""
-        return cls(**{**data, "widths": tuple(data["widths"])})
+        fields = dict(data)
+        fields["widths"] = tuple(data["widths"])
+        for name in ("solver_args", "grid_args"):
+            fields[name] = {k: _untuple(v) for k, v in data.get(name, {}).items()}
+        if data.get("guidance") is not None:
+            fields["guidance"] = Guidance(**data["guidance"])
+        return cls(**fields)
 
 
 @dataclass(frozen=True, slots=True)
 class SearchSpace:
-    """Listed choices per gene; a genome holds one index per gene, in the order of `genes`."""
+    """Listed choices per gene; a genome holds one index per gene, in the order of `genes`.
+
+    A solver, grid or guidance is a name, alone or with arguments; arguments that are Ranges are
+    genes of their own. With `monotone` widths are sorted over time, whatever the genes say.
+    """
 
     supernets: tuple[str, ...]
     calls: tuple[int, ...]
-    grids: tuple[str, ...]
-    solvers: tuple[tuple[str, Mapping[str, Any]], ...] = field(hash=False)
+    grids: tuple[Setting, ...] = field(hash=False)
+    solvers: tuple[Setting, ...] = field(hash=False)
     width_choices: tuple[float, ...]
     width_genes: int
     per_call: bool = False
+    monotone: str | None = None
+    guidances: tuple[Setting, ...] = field(default=(NO_GUIDANCE,), hash=False)
 
     def __post_init__(self) -> None:
-        for name in ("supernets", "calls", "grids", "solvers", "width_choices"):
+        for name in ("supernets", "calls", "grids", "solvers", "width_choices", "guidances"):
             if not getattr(self, name):
                 raise SpaceError(f"space: {name} is empty; list at least one choice")
         if self.width_genes < 1:
             raise SpaceError(f"space: width_genes must be at least 1, got {self.width_genes}")
+        if self.monotone not in (None, *MONOTONE):
+            raise SpaceError(f"space: monotone is one of {MONOTONE}, got {self.monotone!r}")
 
     @property
     def genes(self) -> tuple[tuple[str, int], ...]:
@@ -66,34 +137,63 @@ class SearchSpace:
             ("solver", len(self.solvers)),
         )
         widths = ((f"width_{i}", len(self.width_choices)) for i in range(self.width_genes))
-        return (*head, *widths)
+        guidance = (("guidance", len(self.guidances)),) if len(self.guidances) > 1 else ()
+        ranges = ((name, r.steps) for name, r in self._ranges())
+        return (*head, *widths, *guidance, *ranges)
+
+    def _ranges(self) -> Iterator[tuple[str, Range]]:
+        """Every Range with the name of its gene, in a fixed order."""
+        for kind in ("grids", "solvers", "guidances"):
+            for i, (name, args) in enumerate(map(named, getattr(self, kind))):
+                for key, value in args.items():
+                    yield from _range_genes(f"{kind[:-1]}_{i}_{name}_{key}", value)
 
     def decode(self, genome: Genome) -> Candidate:
         """The candidate that `genome` means; SpaceError where an index is out of range."""
-        sizes = [n for _, n in self.genes]
-        if len(genome) != len(sizes) or any(
-            not 0 <= g < n for g, n in zip(genome, sizes, strict=False)
+        genes = self.genes
+        if len(genome) != len(genes) or any(
+            not 0 <= g < n for g, (_, n) in zip(genome, genes, strict=False)
         ):
+            sizes = [n for _, n in genes]
             raise SpaceError(f"genome {tuple(genome)} does not fit genes of sizes {sizes}")
-        supernet, calls, grid, solver, *widths = genome
-        name, args = self.solvers[solver]
+        values = dict(zip((name for name, _ in genes), genome, strict=True))
+        solver, solver_args = self._setting("solver", values)
+        grid, grid_args = self._setting("grid", values)
+        guidance, guidance_args = self._setting("guidance", values)
+        widths = [self.width_choices[values[f"width_{i}"]] for i in range(self.width_genes)]
+        if self.monotone is not None:
+            widths.sort(reverse=self.monotone == MONOTONE[0])
+        none = guidance == NO_GUIDANCE
         return Candidate(
-            supernet=self.supernets[supernet],
-            solver=name,
-            solver_args=dict(args),
-            calls=self.calls[calls],
-            grid=self.grids[grid],
-            widths=tuple(self.width_choices[w] for w in widths),
+            supernet=self.supernets[values["supernet"]],
+            solver=solver,
+            solver_args=solver_args,
+            calls=self.calls[values["calls"]],
+            grid=grid,
+            grid_args=grid_args,
+            widths=tuple(widths),
             per_call=self.per_call,
+            guidance=None if none else Guidance.of(guidance, guidance_args),
         )
+
+    def _setting(self, kind: str, values: Mapping[str, int]) -> tuple[str, dict[str, Any]]:
+        """Name and arguments that the genes choose, every Range replaced by its value."""
+        i = values.get(kind, 0)
+        name, args = named(getattr(self, f"{kind}s")[i])
+        chosen: dict[str, Any] = {}
+        for key, value in args.items():
+            found = [r.value(values[n]) for n, r in _range_genes(f"{kind}_{i}_{name}_{key}", value)]
+            single = found[0] if isinstance(value, Range) else tuple(found)
+            chosen[key] = single if found else value
+        return name, chosen
 
     def uniform_genomes(self, limit: int) -> list[Genome]:
         """Uniform-width strategies, the baselines that a search starts from and is judged by.
 
-        Each is one width throughout, with the first listed supernet, grid and solver. All widths
-        come once with the middle number of calls; further numbers of calls follow, as whole sets
-        of widths, while they fit into `limit`. Where not even one set fits, widths are spread
-        evenly from the narrowest to the widest.
+        Each is one width throughout, with the first listed supernet, grid, solver and guidance and
+        the least value of every range. All widths come once with the middle number of calls;
+        further numbers of calls follow, as whole sets of widths, while they fit into `limit`. Where
+        not even one set fits, widths are spread evenly from the narrowest to the widest.
         """
         n = len(self.width_choices)
         count = min(n, max(limit, 1))
@@ -101,8 +201,21 @@ class SearchSpace:
         sets = max(1, limit // n)
         middle = len(self.calls) // 2
         order = sorted(range(len(self.calls)), key=lambda i: (i != middle, -self.calls[i]))
+        rest = (0,) * (len(self.genes) - 4 - self.width_genes)
         return [
-            (0, calls, 0, 0) + (width,) * self.width_genes
+            (0, calls, 0, 0, *(width,) * self.width_genes, *rest)
             for calls in order[:sets]
             for width in picked
         ]
+
+
+def _range_genes(name: str, value: Any) -> Iterator[tuple[str, Range]]:
+    """The genes of one argument."""
+    if isinstance(value, Range):
+        yield name, value
+    elif isinstance(value, tuple) and value and all(isinstance(v, Range) for v in value):
+        yield from ((f"{name}_{i}", r) for i, r in enumerate(value))
+
+
+def _untuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value

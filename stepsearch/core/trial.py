@@ -25,11 +25,17 @@ COLUMNS = [
     "supernet",
     "immiscible_batch",
     "solver",
+    "solver_args",
     "pfdiff_k",
     "pfdiff_l",
+    "pfdiff_c",
     "grid",
+    "grid_args",
     "relay_start",
     "guidance",
+    "guidance_low",
+    "guidance_high",
+    "guide",
     "widths",
     "mean_width",
     "n_samples",
@@ -93,7 +99,7 @@ class Trial:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON data, inverse of `from_dict`."""
-        data = asdict(self)
+        data = asdict(self) | {"candidate": self.candidate.to_dict()}
         data["state"] = COMPLETE if self.complete else FAILED
         return data
 
@@ -122,17 +128,35 @@ class Trial:
             "nfe": len(self.call_widths),
             "supernet": c.supernet,
             "solver": c.solver,
+            "solver_args": _arguments(c.solver_args),
             "pfdiff_k": args.get("k"),
             "pfdiff_l": args.get("l"),
+            "pfdiff_c": args.get("c"),
             "grid": c.grid,
+            "grid_args": _arguments(c.grid_args),
             "widths": run_length(self.call_widths),
             "mean_width": sum(self.call_widths) / len(self.call_widths),
             "seconds": r.seconds or None,
             "started_at": r.started_at or None,
         }
+        if (g := c.guidance) is not None:
+            row |= {"guidance": g.scale, "guide": g.net or g.kind, "guidance_low": g.low or None}
+            row |= {"guidance_high": g.high if math.isfinite(g.high) else None}
         if isinstance(r, Measurement):
             row |= {name: r.values.get(name) for name in ("fid", "fid_se", "gflops_per_image")}
             row |= {"n_samples": r.n_samples, "seed": r.seed, "metric_id": r.metric_id}
         else:
             row["error"] = r.error
         return row
+
+
+def _arguments(args: Mapping[str, Any]) -> str | None:
+    """Arguments as text, 'order=3;variant=bh2'; None where there are none."""
+    parts = (f"{name}={_shown(value)}" for name, value in sorted(args.items()))
+    return ";".join(parts) if args else None
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return "|".join(map(_shown, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)

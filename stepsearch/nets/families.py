@@ -2,36 +2,91 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
+from stepsearch.core.protocols import Classifier, Net, NetCard
 from stepsearch.core.registry import Registry
+from stepsearch.nets.adapters import slim_net
 
 
-class Family(Protocol):
+class Family(ABC):
     """How a recipe's `net` section becomes a module with `forward(x, time, *, width)`.
 
-    The module also offers `subnet(width)`, a plain network of that width with equal outputs.
+    A module with classes also takes `labels`, None or `classes` for no label. The module offers
+    `subnet(width)`, a plain network of that width with equal outputs.
     """
 
-    fitted: bool  # True: closed-form `fit` to the images; False: trained by gradient descent
+    fitted = False  # True: closed-form `fit` to the images; False: trained by gradients of `loss`
+    classifies = False  # True: guides networks by p(label | x); False: predicts noise
 
+    @abstractmethod
     def check(self, config: Mapping[str, Any], widths: Sequence[float]) -> None:
         """ConfigError names a key of a recipe's `net` section or a width that cannot be built."""
 
-    def least_images(self, config: Mapping[str, Any]) -> int:
-        """How many images a checked `net` section needs at least."""
-
+    @abstractmethod
     def build(
         self, config: Mapping[str, Any], image_shape: tuple[int, ...], widths: Sequence[float]
     ) -> nn.Module:
         """A fresh network for such images; ConfigError where they do not fit it."""
 
+    def classes(self, config: Mapping[str, Any]) -> int:
+        """How many labels a checked `net` section knows; 0 for an unconditional network."""
+        return int(config.get("classes", 0))
+
+    def least_images(self, config: Mapping[str, Any]) -> int:
+        """How many images a checked `net` section needs at least."""
+        return 1
+
     def fit(self, module: nn.Module, images: np.ndarray, seed: int) -> None:
         """Set the weights of a `fitted` family from float images (N, C, H, W) in [-1, 1]."""
+        raise TypeError(f"{type(self).__name__}: trained, not fitted")
+
+    def loss(
+        self,
+        module: nn.Module,
+        noisy: Tensor,
+        time: Tensor,
+        noise: Tensor,
+        labels: Tensor | None,
+        width: float,
+        rng: torch.Generator,
+    ) -> Tensor:
+        """What training lowers, a scalar.
+
+        Args:
+            noisy, noise: noisy images and the noise in them, (B, C, H, W).
+            time: whole times, (B,).
+            labels: (B,), None where the data has none.
+            rng: of this training step, on the CPU; anything random is drawn from it.
+        """
+        raise TypeError(f"{type(self).__name__}: fitted, not trained")
+
+    def flops(self, module: nn.Module, image_shape: tuple[int, ...], width: float) -> float:
+        """FLOPs of one image and one call at `width`; one multiply-add is 2 FLOPs."""
+        return count_flops(module, image_shape, width)
+
+    def adapt(self, card: NetCard, module: nn.Module, device: str) -> Net | Classifier:
+        """The module as a solver sees it."""
+        return slim_net(card, module, device)
+
+
+def count_flops(module: nn.Module, image_shape: tuple[int, ...], width: float) -> float:
+    """FLOPs of one image and one call at `width`; one multiply-add is 2 FLOPs.
+
+    Counted on the meta device, since torch counts fused attention on a CPU as zero.
+    """
+    plain = module.subnet(width).to("meta")
+    x, time = torch.empty(1, *image_shape, device="meta"), torch.zeros(1, device="meta")
+    with FlopCounterMode(display=False) as counter:
+        plain(x, time)
+    return float(counter.get_total_flops())
 
 
 FAMILIES: Registry[Family] = Registry("network family")

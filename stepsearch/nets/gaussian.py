@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from stepsearch.core.errors import ConfigError
 from stepsearch.core.process import get_process
 from stepsearch.core.protocols import NetCard
-from stepsearch.nets.families import FAMILIES
+from stepsearch.nets.families import FAMILIES, Family
 
 
 def mixture_eps(
@@ -120,7 +120,7 @@ class SlimMixture(nn.Module):
         return net
 
 
-class GaussianFamily:
+class GaussianFamily(Family):
     """Recipes with `net.family: gaussian`: expectation maximisation instead of training."""
 
     fitted = True

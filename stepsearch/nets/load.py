@@ -8,56 +8,14 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
-from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch import Tensor
 
 from stepsearch.core.errors import ConfigError
 from stepsearch.core.files import write_atomic
-from stepsearch.core.protocols import Net, NetCard
+from stepsearch.core.protocols import Classifier, Net, NetCard
 from stepsearch.nets.families import FAMILIES
-
-
-class EpsNet:
-    """A noise-predicting module trained on whole times, seen as a Net."""
-
-    def __init__(self, card: NetCard, module: nn.Module) -> None:
-        self.card = card
-        self._module = module.eval().requires_grad_(False)
-        self._plain: dict[float, nn.Module] = {}
-
-    def eps(
-        self, x: Tensor, level: float, *, width: float = 1.0, cond: Tensor | None = None
-    ) -> Tensor:
-        """Predicted noise (B, C, H, W) at the trained time nearest to `level`.
-
-        The network computes in the type of its weights; the answer has the type of `x`.
-        """
-        if cond is not None:
-            raise ConfigError(f"network '{self.card.name}' is unconditional; leave cond out")
-        width = self.card.check_width(width)
-        if width not in self._plain:
-            plain = self._module.subnet(width).eval().requires_grad_(False)
-            self._plain[width] = plain.to(memory_format=torch.channels_last)
-        time = self.card.diffusion.time_at(level)
-        weights = next(self._module.parameters(), next(self._module.buffers(), x))
-        with torch.no_grad():
-            times = torch.full((len(x),), time, device=x.device)
-            return self._plain[width](x.to(weights.dtype), times).to(x.dtype)
-
-
-def count_flops(module: nn.Module, image_shape: tuple[int, ...], width: float) -> float:
-    """FLOPs of one image and one call at `width`; one multiply-add is 2 FLOPs.
-
-    Counted on the meta device, since torch counts fused attention on a CPU as zero.
-    """
-    plain = module.subnet(width).to("meta")
-    x, time = torch.empty(1, *image_shape, device="meta"), torch.zeros(1, device="meta")
-    with FlopCounterMode(display=False) as counter:
-        plain(x, time)
-    return float(counter.get_total_flops())
 
 
 def file_sha256(path: Path) -> str:
@@ -97,8 +55,11 @@ def load_card(path: str | os.PathLike[str]) -> NetCard:
     return card
 
 
-def load_net(path: str | os.PathLike[str], *, device: str = "cpu") -> Net:
-    """The network at `path` (weights or card); ConfigError where hash or weights do not fit."""
+def load_net(path: str | os.PathLike[str], *, device: str = "cpu") -> Net | Classifier:
+    """The network at `path` (weights or card); ConfigError where hash or weights do not fit.
+
+    A network has `eps`; a classifier, which guides one, has `gradient`.
+    """
     card = load_card(path)
     weights = Path(path).with_suffix(".safetensors")
     try:
@@ -106,9 +67,14 @@ def load_net(path: str | os.PathLike[str], *, device: str = "cpu") -> Net:
         module = FAMILIES[card.family].build(card.arch, card.image_shape, card.widths)
     except ConfigError as error:
         raise ConfigError(f"{weights.with_suffix('.json')}: {error}; train again") from None
+    if FAMILIES[card.family].classes(card.arch) != card.classes:
+        raise ConfigError(
+            f"{weights.with_suffix('.json')}: classes: {card.classes} is not what the arch says; "
+            f"train again"
+        )
     try:
         module.load_state_dict(load_file(weights))
     except (SafetensorError, RuntimeError) as error:
         first = str(error).strip().splitlines()[-1].strip()
         raise ConfigError(f"{weights}: does not fit its card ({first}); train again") from None
-    return EpsNet(card, module.to(device))
+    return FAMILIES[card.family].adapt(card, module, device)

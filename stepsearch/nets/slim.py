@@ -34,14 +34,14 @@ def take_sources(weight: Tensor, sources: tuple[int, ...], width: float, dim: in
 
 
 class SlimLayer(nn.Module, ABC):
-    """A layer with `weight` and `bias` whose slices at a width are what `weights` returns."""
-
-    weight: nn.Parameter
-    bias: nn.Parameter
+    """A layer whose parameters, sliced to a width, are what `weights` returns."""
 
     @abstractmethod
-    def weights(self, width: float) -> tuple[Tensor, Tensor]:
-        """Weight and bias in use at `width`; copied into a plain layer they give equal outputs."""
+    def weights(self, width: float) -> tuple[Tensor, ...]:
+        """What is in use at `width` of every parameter, in the order of `parameters`.
+
+        Copied into a plain layer they give equal outputs.
+        """
 
 
 class SlimConv2d(SlimLayer):
@@ -117,12 +117,28 @@ class SlimGroupNorm(SlimLayer):
         return F.group_norm(x, self.groups, *self.weights(width))
 
 
+class SlimEmbedding(SlimLayer):
+    """A vector for each of `rows` numbers, as wide as the channels in use."""
+
+    def __init__(self, rows: int, out: int) -> None:
+        super().__init__()
+        self.rows, self.out = rows, out
+        self.weight = nn.Embedding(rows, out).weight
+
+    def weights(self, width: float) -> tuple[Tensor]:
+        return (self.weight[:, : slim_channels(self.out, width)],)
+
+    def forward(self, rows: Tensor, *, width: float) -> Tensor:
+        """(B,) whole numbers -> (B, slim out)."""
+        return F.embedding(rows, *self.weights(width))
+
+
 def copy_slices(source: nn.Module, target: nn.Module, width: float) -> None:
     """Fill `target`, the same architecture built with slim channels, from `source` at `width`."""
     targets = dict(target.named_modules())
     with torch.no_grad():
         for name, layer in source.named_modules():
             if isinstance(layer, SlimLayer):
-                weight, bias = layer.weights(width)
-                targets[name].weight.copy_(weight)
-                targets[name].bias.copy_(bias)
+                own = targets[name].parameters()
+                for parameter, part in zip(own, layer.weights(width), strict=True):
+                    parameter.copy_(part)

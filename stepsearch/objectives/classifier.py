@@ -74,7 +74,12 @@ def classifier_features(request: FeatureRequest) -> ClassifierFeatures:
             )
         classes = int(request.labels.max()) + 1
         model = Classifier(request.images.shape[1], classes)
-        accuracy = _train(model, request)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # sums in one order: the same metric on machines of any size
+        try:
+            accuracy = _train(model, request)
+        finally:
+            torch.set_num_threads(threads)
         card = {"accuracy": accuracy, "classes": classes, "data_sha256": request.data_sha256}
         write_atomic(card_path, (json.dumps(card | {"settings": SETTINGS}) + "\n").encode())
         write_atomic(path, save(model.state_dict()))

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from stepsearch.core.errors import SpaceError
 from stepsearch.core.noise import image_noise
-from stepsearch.core.protocols import Net, NetCard, Solver, SolverState
+from stepsearch.core.protocols import Classifier, Net, NetCard, Solver, SolverState
 from stepsearch.core.schedule import Stage, StepSchedule
+from stepsearch.solvers.guidance import Guided, find_classifier, reads_labels
 from stepsearch.solvers.registry import SOLVERS
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 def integrate(
     schedule: StepSchedule,
-    nets: Mapping[str, Net],
+    nets: Mapping[str, Net | Classifier],
     x: Tensor,
     *,
     seed: int = 0,
@@ -31,34 +32,48 @@ def integrate(
     """Run `schedule` from `x` to its end and return the images.
 
     Args:
-        nets: network per `Stage.net`.
+        nets: network per `Stage.net`, and classifier per `Stage.guide` that names one.
         x: starting state (B, ...) at the first stage's first level, in the network's own scale.
         seed, first_image: noise of image j depends on (seed, j) only, whatever the batch.
-        cond: what conditional networks are given, (B, ...).
-        on_call: told (level, width, x) of every network call before it is made.
+        cond: labels (B,) for conditional networks and for guidance; None samples without any.
+        on_call: told (level, width, x) of every call before it is made; a guided call, which asks
+            the network with and without its label or a classifier besides, is one call.
     """
+    if cond is not None and not reads_labels(schedule, nets):
+        raise SpaceError("cond: no network of this schedule is conditional or guided; leave it out")
+    guides = [_check_stage(stage, nets, cond) for stage in schedule.stages]  # before any runs
     draw = 0
-    for stage in schedule.stages:
-        if stage.net not in nets:
-            known = ", ".join(sorted(nets))
-            raise SpaceError(f"schedule asks for network '{stage.net}'; given: {known}")
-        net = _Watched(nets[stage.net], cond, on_call)
-        solver, state = SOLVERS[stage.solver], SolverState(x)
-        _check_plan(solver, stage)
-        for i in range(len(stage.calls)):
+    for stage, classifier in zip(schedule.stages, guides, strict=True):
+        net, solver, state = nets[stage.net], SOLVERS[stage.solver], SolverState(x)
+        for i, call in enumerate(stage.calls):
             draw += 1
+            guided = Guided(net, cond, classifier, call.scale)
             noise = _noise(seed, first_image, x, draw)
-            state = solver.step(net, stage, state, i, noise)
+            state = solver.step(_Watched(guided, on_call), stage, state, i, noise)
         x = state.x
     return x
 
 
+def _check_stage(
+    stage: Stage, nets: Mapping[str, Net | Classifier], cond: Tensor | None
+) -> Classifier | None:
+    """The classifier that guides a stage, if any; SpaceError where the stage cannot be run."""
+    if stage.net not in nets:
+        known = ", ".join(sorted(nets))
+        raise SpaceError(f"schedule asks for network '{stage.net}'; given: {known}")
+    _check_plan(SOLVERS[stage.solver], stage)
+    for call in stage.calls:
+        nets[stage.net].card.check_width(call.width)
+    return find_classifier(stage, nets, cond)
+
+
 def _check_plan(solver: Solver, stage: Stage) -> None:
     """SpaceError for an edited schedule whose calls are not those that its solver makes."""
-    planned = [c.level for c in solver.plan(stage.levels, len(stage.calls), **stage.args)]
-    stated = [c.level for c in stage.calls]
-    nodes = solver.nodes(len(stage.calls), **stage.args)
-    if planned != stated or len(stage.levels) != nodes + 1:
+    stated = [call.level for call in stage.calls]
+    fits = len(stage.levels) == solver.nodes(len(stated), **stage.args) + 1
+    if not fits or stated != [
+        c.level for c in solver.plan(stage.levels, len(stated), **stage.args)
+    ]:
         raise SpaceError(
             f"schedule: stage of '{stage.net}': its calls are not what '{stage.solver}' makes on "
             f"its levels; build it with plan_stage"
@@ -67,10 +82,9 @@ def _check_plan(solver: Solver, stage: Stage) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Watched:
-    """A network that carries its condition and tells of its calls."""
+    """A network that tells of its calls."""
 
-    net: Net
-    cond: Tensor | None
+    net: Guided
     on_call: OnCall | None
 
     @property
@@ -82,7 +96,7 @@ class _Watched:
     ) -> Tensor:
         if self.on_call is not None:
             self.on_call(level, width, x)
-        return self.net.eps(x, level, width=width, cond=self.cond)
+        return self.net.eps(x, level, width=width)
 
 
 def _noise(seed: int, first_image: int, x: Tensor, draw: int) -> Callable[[], Tensor]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -28,6 +29,21 @@ EPOCHS, STEPS = (0, 0), (0, 1)
 OnStep = Callable[[int, Mapping[float, float]], None]
 
 
+class Loss(Protocol):
+    """What training lowers; `loss` of a network family."""
+
+    def __call__(
+        self,
+        module: nn.Module,
+        noisy: Tensor,
+        time: Tensor,
+        noise: Tensor,
+        labels: Tensor | None,
+        width: float,
+        rng: torch.Generator,
+    ) -> Tensor: ...
+
+
 def sandwich_widths(widths: Sequence[float], rng: np.random.Generator) -> tuple[float, ...]:
     """Widest, narrowest and one random width between (Yu & Huang 2019, arXiv:1903.05134)."""
     ordered = sorted(widths)
@@ -43,14 +59,17 @@ def train_supernet(
     process: Process,
     config: TrainConfig,
     *,
+    loss: Loss,
     checkpoint: Path,
     on_step: OnStep,
+    labels: np.ndarray | None = None,
     device: str = "cpu",
 ) -> dict[str, Tensor]:
-    """Train noise prediction (Ho et al. 2020, eq. 14) at many widths; returns the EMA weights.
+    """Lower `loss` on noisy images at many widths; returns the EMA weights.
 
     Args:
         images: uint8, (N, C, H, W).
+        labels: whole numbers, (N,), for a loss that reads them.
         checkpoint: written every `checkpoint_every` steps; training continues from it if it is
             there and removes it at the end.
         on_step: called after every step with the step's number from 1 and its loss per width.
@@ -61,6 +80,7 @@ def train_supernet(
         raise ConfigError(f"train.batch: {config.batch} exceeds the {len(images)} images")
     module.train().to(device, memory_format=torch.channels_last)
     data = torch.from_numpy(images)
+    marks = None if labels is None else torch.from_numpy(labels.astype(np.int64))
     alpha_bar = torch.tensor(
         [process.alpha(process.level_at(t)) ** 2 for t in range(int(process.last_time) + 1)],
         dtype=torch.float32,
@@ -72,8 +92,10 @@ def train_supernet(
     cuda = [torch.cuda.current_device()] if device.startswith("cuda") else []
     with torch.random.fork_rng(devices=cuda):
         for step in range(first, config.steps):
-            x0 = (data[_batch(len(data), step, config)].float() / 127.5 - 1).to(device)
-            losses = _step(module, optimizer, x0, step, widths, alpha_bar, config)
+            rows = _batch(len(data), step, config)
+            x0 = (data[rows].float() / 127.5 - 1).to(device)
+            shown = None if marks is None else marks[rows].to(device)
+            losses = _step(module, loss, optimizer, x0, shown, step, widths, alpha_bar, config)
             decay = config.decay(step)
             with torch.no_grad():
                 for name, value in module.state_dict().items():
@@ -91,8 +113,10 @@ def train_supernet(
 
 def _step(
     module: nn.Module,
+    loss: Loss,
     optimizer: torch.optim.Optimizer,
     x0: Tensor,
+    labels: Tensor | None,
     step: int,
     widths: Sequence[float],
     alpha_bar: Tensor,
@@ -110,9 +134,9 @@ def _step(
         noise = torch.randn(x0.shape, generator=torch_rng).to(x0.device)
         signal = alpha_bar[time][:, None, None, None]
         noisy = signal.sqrt() * x0 + (1 - signal).sqrt() * noise
-        loss = (module(noisy, time, width=width) - noise).square().mean()
-        (loss / len(chosen)).backward()
-        losses[width] = float(loss.detach())
+        value = loss(module, noisy, time, noise, labels, width, torch_rng)
+        (value / len(chosen)).backward()
+        losses[width] = float(value.detach())
     nn.utils.clip_grad_norm_(module.parameters(), config.grad_clip)
     optimizer.step()
     return losses

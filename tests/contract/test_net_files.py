@@ -11,7 +11,9 @@ from networks import SHAPE, UNET, WIDTHS, close, each_case, inputs, make
 
 from stepsearch.core.errors import ConfigError, SpaceError
 from stepsearch.core.protocols import NetCard
-from stepsearch.nets.load import EpsNet, load_card, load_net, save_net
+from stepsearch.nets.adapters import slim_net
+from stepsearch.nets.families import FAMILIES
+from stepsearch.nets.load import load_card, load_net, save_net
 
 
 def card_of(family, config):
@@ -25,6 +27,7 @@ def card_of(family, config):
         flops=(1e6, 2e6, 3e6, 4e6),
         arch=config,
         training={"steps": 3, "seed": 0},
+        classes=FAMILIES[family].classes(config),
     )
 
 
@@ -57,7 +60,7 @@ class TestFiles:
         assert card.key == f"tiny@{card.sha256[:8]}"
         assert sorted(f.name for f in tmp_path.iterdir()) == ["net.json", "net.safetensors"]
         x, _ = inputs()
-        before = EpsNet(card, module)
+        before = slim_net(card, module, "cpu")
         for name in (path, str(path), path.with_suffix(".json")):
             net = load_net(name)
             assert net.card == card
@@ -140,7 +143,9 @@ class TestFiles:
         load_fails(path, path.with_suffix(".json"))
 
     @pytest.mark.parametrize(
-        "fields", [{"process": "x"}, {"widths": []}, {"flops": [1.0]}, {"name": None}], ids=str
+        "fields",
+        [{"process": "x"}, {"widths": []}, {"flops": [1.0]}, {"name": None}, {"classes": 3}],
+        ids=str,
     )
     def test_card_with_impossible_fields(self, saved, fields):
         path, _ = saved
@@ -166,10 +171,10 @@ class TestFiles:
         load_fails(path, path, "does not fit its card")
 
 
-class TestEpsNet:
+class TestSlimNet:
     @pytest.fixture
     def net(self):
-        return EpsNet(card_of("unet", UNET), make("unet", UNET))
+        return slim_net(card_of("unet", UNET), make("unet", UNET), "cpu")
 
     def test_asks_at_the_nearest_trained_time(self, net):
         x, _ = inputs()

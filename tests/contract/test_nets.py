@@ -2,14 +2,24 @@
 
 import pytest
 import torch
-from networks import EXAMPLES, SHAPE, UNET, WIDTHS, close, each_case, each_width, inputs, make
+from networks import (
+    CONDITIONAL,
+    EXAMPLES,
+    SHAPE,
+    UNET,
+    WIDTHS,
+    close,
+    each_case,
+    each_width,
+    inputs,
+    make,
+)
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from stepsearch.core.errors import ConfigError
-from stepsearch.nets.families import FAMILIES
-from stepsearch.nets.load import count_flops
+from stepsearch.nets.families import FAMILIES, count_flops
 from stepsearch.nets.slim import SlimConv2d, SlimGroupNorm, SlimLayer
 from stepsearch.nets.unet import ResBlock, UNet, UNetArch
 
@@ -129,16 +139,55 @@ class TestUNetLayers:
         assert torch.equal(plain.tail.bias, net.tail.bias)
         assert torch.equal(plain.time1.weight, net.time1.weight[: 4 * slim])
 
-    def test_every_layer_is_slim(self):
+    @pytest.mark.parametrize("config", [UNET, CONDITIONAL], ids=str)
+    def test_every_layer_is_slim(self, config):
         """No weight sits in a layer that ignores the width."""
-        net = make("unet", UNET)
+        net = make("unet", config)
         slim = {
             f"{name}.{part}"
             for name, layer in net.named_modules()
             if isinstance(layer, SlimLayer)
-            for part in ("weight", "bias")
+            for part, _ in layer.named_parameters()
         }
         assert set(net.state_dict()) == slim
+
+
+class TestLabels:
+    LABELS = torch.tensor([2, 0, 1])
+
+    @each_width
+    def test_no_label_is_the_label_after_the_last(self, width):
+        net, (x, time) = make("unet", CONDITIONAL), inputs()
+        with torch.no_grad():
+            none = net(x, time, width=width)
+            assert torch.equal(net(x, time, torch.full((3,), 3), width=width), none)
+            for label in range(3):
+                other = net(x, time, torch.full((3,), label), width=width)
+                assert (other - none).abs().amax((1, 2, 3)).min() > 1e-3
+
+    @each_width
+    def test_subnet_equals_the_supernet_for_every_label(self, width):
+        net, (x, time) = make("unet", CONDITIONAL), inputs()
+        plain = net.subnet(width)
+        with torch.no_grad():
+            for labels in (self.LABELS, None):
+                close(plain(x, time, labels), net(x, time, labels, width=width), 1e-6)
+
+    def test_an_image_sees_its_own_label_alone(self):
+        net, (x, time) = make("unet", CONDITIONAL), inputs()
+        with torch.no_grad():
+            rows = [net(x[i:][:1], time[i:][:1], self.LABELS[i:][:1]) for i in range(3)]
+            close(torch.cat(rows), net(x, time, self.LABELS), 1e-5)
+
+    @each_width
+    def test_labels_cost_nothing(self, width):
+        plain = {k: v for k, v in CONDITIONAL.items() if k not in ("classes", "label_dropout")}
+        costs = {count_flops(make("unet", c), SHAPE, width) for c in (plain, CONDITIONAL)}
+        assert len(costs) == 1
+
+    def test_a_network_without_classes_refuses_labels(self):
+        with pytest.raises(ConfigError, match="no classes"):
+            make("unet", UNET)(*inputs(), self.LABELS)
 
 
 class TestSkipConcatenation:
@@ -292,6 +341,19 @@ class TestConfig:
             ("unet", {"base": 8, "groups": 2, "attention": ["a"]}, ["attention", "['a']"]),
             ("unet", {"base": 8, "groups": 0}, ["groups=0"]),
             ("unet", {"base": 8, "groups": 2, "dropout": 1.0}, ["dropout=1.0"]),
+            ("unet", {"base": 8, "groups": 2, "classes": -1}, ["classes", "-1"]),
+            ("unet", {"base": 8, "groups": 2, "classes": 2.0}, ["classes", "2.0"]),
+            ("unet", CONDITIONAL | {"label_dropout": 0}, ["label_dropout", "(0, 1)", "got 0"]),
+            ("unet", CONDITIONAL | {"label_dropout": 1}, ["label_dropout", "(0, 1)", "got 1"]),
+            ("unet", CONDITIONAL | {"label_dropout": "a"}, ["label_dropout", "'a'"]),
+            ("unet", {"base": 8, "groups": 2, "label_dropout": 0.1}, ["label_dropout", "classes"]),
+            (
+                "noisy-classifier",
+                {"base": 8, "groups": 2},
+                ["noisy-classifier: classes", "missing"],
+            ),
+            ("noisy-classifier", CONDITIONAL, ["unknown key 'label_dropout'"]),
+            ("noisy-classifier", {"base": 8, "groups": 2, "classes": 3}, ["[1.0]", "0.25"]),
         ],
         ids=str,
     )

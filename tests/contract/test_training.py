@@ -10,12 +10,17 @@ from scipy.stats import chisquare
 from stepsearch.core.errors import ConfigError
 from stepsearch.core.process import get_process
 from stepsearch.core.settings import TrainConfig
+from stepsearch.nets.families import FAMILIES
 from stepsearch.nets.unet import UNet, UNetArch
 from stepsearch.training.data import load_dataset
 from stepsearch.training.loop import _batch, sandwich_widths, train_supernet
 
 WIDTHS = (0.25, 0.5, 0.75, 1.0)
 SHORT = TrainConfig(steps=12, batch=32, warmup=4, checkpoint_every=5)
+PLAIN = ("unet", {"base": 8, "groups": 2})
+CONDITIONAL = ("unet", {"base": 8, "groups": 2, "classes": 10, "label_dropout": 0.25})
+CLASSIFIER = ("noisy-classifier", {"base": 8, "groups": 2, "classes": 10})
+each_net = pytest.mark.parametrize("net", [PLAIN, CONDITIONAL, CLASSIFIER], ids=str)
 
 
 class Killed(Exception):
@@ -27,16 +32,43 @@ def images():
     return load_dataset("digits").images[:256]
 
 
+@pytest.fixture(scope="module")
+def labels():
+    return load_dataset("digits").labels[:256]
+
+
+def build(net):
+    """A tiny network and its widths, always with the same weights."""
+    family, config = net
+    widths = (1.0,) if FAMILIES[family].classifies else WIDTHS
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return FAMILIES[family].build(config, (1, 8, 8), widths), widths
+
+
 @pytest.fixture
-def train(images, tmp_path):
-    """Trains a fresh tiny U-Net, always from the same weights: (EMA weights, module, steps)."""
+def train(images, labels, tmp_path):
+    """Trains a fresh tiny network, always from the same weights: (EMA weights, module, steps)."""
 
     def train(
-        config=SHORT, *, kill=None, name="run", watch=None, dropout=0.0, rng=None, data=images
+        config=SHORT,
+        *,
+        net=PLAIN,
+        kill=None,
+        name="run",
+        watch=None,
+        dropout=0.0,
+        rng=None,
+        data=images,
+        marks=labels,
+        spy=None,
+        loss=None,
     ):
+        family, arch = net
+        module, widths = build((family, arch | {"dropout": dropout}))
         with torch.random.fork_rng():
-            torch.manual_seed(0)
-            module = UNet(UNetArch(1, base=8, mult=(1, 2), groups=2, dropout=dropout))
+            if spy is not None:
+                module.register_forward_pre_hook(spy)
             if rng is not None:
                 torch.manual_seed(rng)
             steps = []
@@ -51,7 +83,15 @@ def train(images, tmp_path):
             process, checkpoint = get_process("vp-linear-1000"), tmp_path / f"{name}.training"
             try:
                 ema = train_supernet(
-                    module, data, WIDTHS, process, config, checkpoint=checkpoint, on_step=on_step
+                    module,
+                    data,
+                    widths,
+                    process,
+                    config,
+                    loss=loss or FAMILIES[family].loss,
+                    labels=marks,
+                    checkpoint=checkpoint,
+                    on_step=on_step,
                 )
             except Killed:
                 assert steps[-1] == kill
@@ -87,12 +127,16 @@ class TestResume:
         assert equal(whole, resumed)
         assert equal(module.state_dict(), again.state_dict())
 
-    @pytest.mark.parametrize("kill", [6, 9, 11])
-    def test_killed_and_resumed_equals_an_unbroken_run(self, train, tmp_path, kill):
-        whole, module, _ = train(name="whole")
-        train(kill=kill)
+    @pytest.mark.parametrize(
+        ("net", "kill"),
+        [(PLAIN, 6), (PLAIN, 9), (PLAIN, 11), (CONDITIONAL, 9), (CLASSIFIER, 9)],
+        ids=str,
+    )
+    def test_killed_and_resumed_equals_an_unbroken_run(self, train, tmp_path, kill, net):
+        whole, module, _ = train(net=net, name="whole")
+        train(net=net, kill=kill)
         assert (tmp_path / "run.training").is_file()
-        resumed, again, _ = train()
+        resumed, again, _ = train(net=net)
         assert equal(whole, resumed)
         assert equal(module.state_dict(), again.state_dict())
 
@@ -140,11 +184,10 @@ class TestLearning:
             assert abs(losses[0] - 1) < 0.1  # the output starts at zero and noise has variance 1
             assert losses[-30:].mean() < 0.5
 
-    def test_every_weight_moves(self, train):
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            fresh = UNet(UNetArch(1, base=8, mult=(1, 2), groups=2)).state_dict()
-        ema, module, _ = train()
+    @each_net
+    def test_every_weight_moves(self, train, net):
+        fresh = build(net)[0].state_dict()
+        ema, module, _ = train(net=net)
         for weights in (ema, module.state_dict()):
             assert not any(torch.equal(weights[name], fresh[name]) for name in fresh)
 
@@ -174,6 +217,62 @@ class TestLearning:
     def test_batch_larger_than_the_data(self, train):
         with pytest.raises(ConfigError, match=r"train\.batch: 257 .* 256 images"):
             train(TrainConfig(steps=1, batch=257))
+
+
+class TestLabels:
+    def test_labels_do_not_change_an_unconditional_network(self, train):
+        assert equal(train()[0], train(marks=None)[0])
+
+    def test_an_unconditional_loss_draws_nothing(self):
+        """So that weights of a recipe stay what they were before networks had labels."""
+        rng, x = torch.Generator().manual_seed(0), torch.zeros(2, 1, 8, 8)
+        before = rng.get_state()
+        FAMILIES["unet"].loss(build(PLAIN)[0], x, torch.zeros(2), x, torch.ones(2), 1.0, rng)
+        assert torch.equal(rng.get_state(), before)
+
+    @pytest.mark.parametrize("net", [CONDITIONAL, CLASSIFIER], ids=str)
+    def test_labels_decide_what_is_learnt(self, train, net, labels):
+        assert not equal(train(net=net)[0], train(net=net, marks=9 - labels)[0])
+
+    def test_every_label_is_learnt_and_so_is_none(self, train):
+        """Of the label vectors, one a class and one for none, each has moved."""
+        fresh = build(CONDITIONAL)[0].state_dict()["label.weight"]
+        moved = (train(net=CONDITIONAL)[0]["label.weight"] - fresh).abs().amax(1)
+        assert moved.shape == (11,)
+        assert moved.min() > 0
+
+    def test_a_part_of_the_labels_is_hidden_and_the_others_go_with_their_images(
+        self, train, labels
+    ):
+        """Where all images of a batch are of one class, so are the labels that are shown."""
+        shown = []
+        config = TrainConfig(steps=15, batch=32, warmup=4)
+        train(
+            config,
+            net=CONDITIONAL,
+            marks=np.full_like(labels, 7),
+            spy=lambda module, args: shown.append(args[2]),
+        )
+        shown = torch.cat(shown)
+        assert set(shown.tolist()) == {7, 10}
+        hidden = (shown == 10).double().mean()
+        assert abs(hidden - 0.25) < 4 * (0.25 * 0.75 / len(shown)) ** 0.5
+
+    def test_every_image_comes_with_its_own_label(self, train, labels):
+        """Images of one grey, by which each is known once the noise is taken out again."""
+        data = np.broadcast_to(labels.astype(np.uint8)[:, None, None, None] * 25, (256, 1, 8, 8))
+        process, seen = get_process("vp-linear-1000"), []
+
+        def loss(module, noisy, time, noise, labels, width, rng):
+            level = torch.tensor([process.level_at(int(t)) for t in time])
+            scale = (1 + level**2).sqrt()[:, None, None, None]
+            x0 = scale * noisy - level[:, None, None, None] * noise
+            seen.append(((x0 + 1) * 127.5 / 25 - labels[:, None, None, None]).abs().max())
+            return FAMILIES["unet"].loss(module, noisy, time, noise, labels, width, rng)
+
+        train(net=CONDITIONAL, data=np.ascontiguousarray(data), loss=loss)
+        assert len(seen) == 36  # three widths a step
+        assert max(seen) < 0.1
 
 
 class TestConfig:

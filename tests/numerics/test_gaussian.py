@@ -10,7 +10,14 @@ from stepsearch.core.process import PROCESSES, get_process
 from stepsearch.nets.gaussian import GaussianMixture, SlimMixture
 
 SHAPES = [(5,), (1, 2, 3), (3, 4, 4)]
-TIMES = {"vp-linear-1000": (0, 10, 250, 500, 999), "edm": (0.002, 0.1, 1.0, 7.5, 80.0)}
+TIMES = {
+    "vp-linear-1000": (0, 10, 250, 500, 999),
+    "vp-cosine-1000": (0, 500, 999),
+    "vp-linear": (0.001, 0.37, 1.0),
+    "vp-cosine": (0.001, 0.5, 0.9946),
+    "edm": (0.002, 0.1, 1.0, 7.5, 80.0),
+    "ve": (0.01, 50.0),
+}
 LEVELS = [(p, get_process(p).level_at(t)) for p, times in TIMES.items() for t in times]
 
 
@@ -73,7 +80,7 @@ def test_formula_in_alpha_bar(rng, parameters, time):
     """sqrt(1-A) sum r_k (x - sqrt(A) m_k) / (A v_k + 1 - A), the convention of golden/README.md."""
     weights, means, variances = parameters((5,))
     process = get_process("vp-linear-1000")
-    bar = process.alpha_bar[time]
+    bar = process.alpha(process.level_at(time)) ** 2
     x = noisy(rng, means, process.name, process.level_at(time)).numpy()
     offset, total = x[:, None] - np.sqrt(bar) * means, bar * variances + 1 - bar
     log = np.log(weights) - 2.5 * np.log(total) - 0.5 * (offset**2).sum(2) / total

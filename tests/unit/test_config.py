@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from command import files, stepsearch
 from malformed import GAUSSIAN, RECIPES, SPACE, SYNTAX, UNET, VALUES, Case
+from malformed_schedule import SCHEDULES
 from PIL import Image
 
 from stepsearch.cli import main
@@ -136,10 +137,10 @@ class TestBadFiles:
     """DESIGN promise 2: one line that names the place, the value and the remedy."""
 
     def test_the_suite_is_large_and_every_case_has_its_own_name(self):
-        names = [c.name for c in (*SYNTAX, *VALUES, *RECIPES)]
-        assert len(set(names)) == len(names) >= 200
+        names = [c.name for c in (*SYNTAX, *VALUES, *SCHEDULES, *RECIPES)]
+        assert len(set(names)) == len(names) >= 270
 
-    @pytest.mark.parametrize("case", [*SYNTAX, *VALUES], ids=ids)
+    @pytest.mark.parametrize("case", [*SYNTAX, *VALUES, *SCHEDULES], ids=ids)
     def test_a_bad_space_is_told_in_one_line_at_its_place(self, folder, case: Case):
         path = folder / "space.yaml"
         path.write_bytes(case.data)
@@ -237,6 +238,15 @@ def test_the_command_ends_in_one_line_and_exit_status_2_and_writes_nothing(
     assert files(folder) == before
 
 
+def check_range(space, field, genes):
+    """Genes of ranges, all of them at 0, at 1 and at their last, mean these arguments."""
+    plain = 4 + space.width_genes
+    sizes = [n for _, n in space.genes[plain:]]
+    for i, values in enumerate([[0] * len(sizes), [1] * len(sizes), [n - 1 for n in sizes]]):
+        candidate = space.decode((*[0] * plain, *values))
+        assert getattr(candidate, field) == {name: found[i] for name, found in genes.items()}
+
+
 def shipped(folder):
     return sorted((Path(__file__).parents[2] / folder).glob("*.yaml"))
 
@@ -275,6 +285,69 @@ class TestGoodFiles:
         space = read_space(folder / "space.yaml").space
         assert (space.calls, space.width_choices) == ((2, 5, 8), (0.5, 1.0))
         assert space.grids == ("quad",)
+
+    @pytest.mark.parametrize(
+        ("typed", "genes"),
+        [
+            ("{pfdiff: {c: {min: 0.3, max: 0.6, step: 0.05}}}", {"c": (0.3, 0.35, 0.6)}),
+            ("{unipc: {order: {min: 1, max: 3, step: 1}}}", {"order": (1, 2, 3)}),
+            ("{ddim: {eta: {min: 0, max: 1}}}", {"eta": (0, 0.05, 1)}),
+        ],
+    )
+    def test_a_range_of_a_solver_is_a_gene(self, folder, typed, genes):
+        (folder / "space.yaml").write_text(SPACE.replace("[ddim, {pfdiff: {k: 2, l: 1}}]", typed))
+        check_range(read_space(folder / "space.yaml").space, "solver_args", genes)
+
+    @pytest.mark.parametrize(
+        ("typed", "genes"),
+        [
+            ("{karras: {rho: {min: 3, max: 9, steps: 7}}}", {"rho": (3, 4, 9)}),
+            ("{karras: {rho: {min: 3, max: 9, step: 2}}}", {"rho": (3, 5, 9)}),
+            ("{logsnr: {end: {min: 0.1, max: 10, steps: 3, log: true}}}", {"end": (0.1, 1, 10)}),
+            (
+                "{free: {spacing: {genes: 2}, gap: 0.2}}",
+                {"spacing": ((0, 0), (1, 1), (4, 4)), "gap": (0.2, 0.2, 0.2)},
+            ),
+            (
+                "{free: {spacing: {genes: 2, min: 1, max: 2, steps: 5}}}",
+                {"spacing": ((1, 1), (1.25, 1.25), (2, 2))},
+            ),
+        ],
+    )
+    def test_a_range_of_a_grid_is_a_gene_and_a_vector_several(self, folder, typed, genes):
+        text = SPACE.replace("[uniform, quad]", typed).replace(", {pfdiff: {k: 2, l: 1}}", "")
+        (folder / "space.yaml").write_text(text)
+        check_range(read_space(folder / "space.yaml").space, "grid_args", genes)
+
+    @pytest.mark.parametrize(
+        ("typed", "want"),
+        [
+            ("[[20, 5, 1, 0.2, 0.02]]", {"levels": (20, 5, 1, 0.2, 0.02)}),
+            ("{explicit: {times: [900, 600, 300, 100, 0]}}", {"times": (900, 600, 300, 100, 0)}),
+        ],
+    )
+    def test_a_listed_grid_is_explicit(self, folder, typed, want):
+        text = SPACE.replace("[uniform, quad]", typed).replace(", {pfdiff: {k: 2, l: 1}}", "")
+        (folder / "space.yaml").write_text(text.replace("[5, 8]", "5"))
+        space = read_space(folder / "space.yaml").space
+        assert space.grids == (("explicit", want),)
+
+    @pytest.mark.parametrize("monotone", ["non-increasing", "non-decreasing"])
+    def test_widths_may_be_monotone(self, folder, monotone):
+        text = SPACE.replace("segments: 2", f"segments: 2, monotone: {monotone}")
+        (folder / "space.yaml").write_text(text)
+        assert read_space(folder / "space.yaml").space.monotone == monotone
+
+    def test_guidance_is_a_list_of_settings_or_one(self, folder):
+        classes = "{family: unet, classes: 10,"
+        (folder / "net.yaml").write_text(UNET.replace("{family: unet,", classes))
+        for typed, want in [
+            ("[none, {cfg: {scale: 2, low: 0.5}}]", ["none", ("cfg", {"scale": 2, "low": 0.5})]),
+            ("{cfg: {scale: 2}}", [("cfg", {"scale": 2})]),
+        ]:
+            text = SPACE.replace("  widths:", f"  guidance: {typed}\n  widths:")
+            (folder / "space.yaml").write_text(text)
+            assert list(read_space(folder / "space.yaml").space.guidances) == want
 
     def test_per_call_has_a_width_for_each_of_the_most_calls(self, folder):
         (folder / "space.yaml").write_text(SPACE.replace("segments: 2", "per_call: true"))

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stepsearch.core.noise import generator, image_noise
+from stepsearch.core.noise import LABELS, generator, image_labels, image_noise
 from stepsearch.training.loop import EPOCHS, STEPS
 
 SHAPE = (2, 3)
@@ -82,3 +82,29 @@ def test_too_short_or_too_long_a_name(name):
 def test_negative_names():
     with pytest.raises(ValueError, match="-1"):
         generator(-1)
+
+
+# --- labels
+
+
+@given(st.lists(st.integers(1, 4), min_size=1, max_size=4), st.integers(0, 10**9))
+def test_batches_do_not_matter_to_labels(sizes, first):
+    starts = itertools.accumulate(sizes, initial=first)
+    parts = [image_labels(5, s, n, 10) for s, n in zip(starts, sizes, strict=False)]
+    assert np.concatenate(parts).tolist() == image_labels(5, first, sum(sizes), 10).tolist()
+
+
+def test_every_label_is_as_likely_and_another_seed_draws_others():
+    labels = image_labels(0, 0, 5000, 10)
+    counts = np.bincount(labels, minlength=10)
+    assert len(counts) == 10
+    assert ((counts - 500) ** 2 / 500).sum() < 28  # chi-square of 9, exceeded once in a thousand
+    again = image_labels(1, 0, 5000, 10)
+    assert abs((labels == again).mean() - 0.1) < 0.02
+    assert abs((labels[1:] == labels[:-1]).mean() - 0.1) < 0.02
+
+
+def test_labels_share_no_stream_with_noise_and_training():
+    streams = [(*LABELS, 3, 4), (*EPOCHS, 3, 4), (*STEPS, 3, 4), *((d, 3, 4) for d in range(4))]
+    drawn = {generator(*stream).random(4).tobytes() for stream in streams}
+    assert len(drawn) == len(streams)

@@ -20,7 +20,7 @@ from stepsearch import report
 from stepsearch.core.errors import RunError
 from stepsearch.core.noise import generator
 from stepsearch.core.pareto import hypervolume, pareto_rank
-from stepsearch.core.process import VPLinear1000
+from stepsearch.core.process import get_process
 from stepsearch.core.schedule import Call, Stage, StepSchedule, parse_run_length
 from stepsearch.core.space import Candidate
 from stepsearch.core.trial import COLUMNS, Failure, Measurement, Trial
@@ -29,7 +29,7 @@ from stepsearch.tables import SAVINGS, front_text, markdown_table, savings
 CHOICES = (0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)
 CALLS = (5, 8, 10, 15, 20)
 SOLVERS = [("ddim", {}), ("pfdiff", {"k": 1, "l": 1}), ("pfdiff", {"k": 2, "l": 1})]
-PROCESS = VPLinear1000()
+PROCESS = get_process("vp-linear-1000")
 
 
 def make_schedule(solver, args, calls, grid, widths):

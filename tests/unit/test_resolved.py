@@ -5,7 +5,7 @@ import json
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from malformed import SPACE
+from malformed import SPACE, UNET
 
 from stepsearch.config import dump_space, read_space
 from stepsearch.core.errors import ConfigError
@@ -82,16 +82,21 @@ def subset(choices):
 
 
 SOLVERS = ["ddim", {"pfdiff": {"k": 1, "l": 1}}, {"pfdiff": {"k": 3, "l": 2}}]
+SOLVERS += [{"pfdiff": {"c": {"min": 0.3, "max": 0.6, "step": 0.05}}}, {"ddim": {"eta": 0.5}}]
+GRIDS = ["uniform", "quad", "karras", {"karras": {"rho": {"min": 3, "max": 9, "steps": 7}}}]
+GRIDS += [{"logsnr": {"end": {"min": 0.02, "max": 0.5, "log": True}}}]
+GRIDS += [{"free": {"spacing": {"genes": 8}, "gap": 0.2, "along": "logsnr"}}]
 SPACES = st.fixed_dictionaries(
     {
         "name": st.from_regex(r"[A-Za-z]+[._-][0-9]{1,3}", fullmatch=True),
         "schedule": st.fixed_dictionaries(
             {
                 "calls": st.lists(st.integers(1, 200), min_size=1, max_size=4, unique=True),
-                "grid": subset(["uniform", "quad", "karras"]),
+                "grid": subset(GRIDS),
                 "solver": subset(SOLVERS),
                 "widths": st.fixed_dictionaries(
-                    {"choices": subset([0.5, 1.0])}
+                    {"choices": subset([0.5, 1.0])},
+                    optional={"monotone": st.sampled_from(["non-increasing", "non-decreasing"])},
                 ).flatmap(
                     lambda w: st.sampled_from([{"per_call": True} | w, {"segments": 3} | w])
                 ),
@@ -137,6 +142,33 @@ def check_resolved(folder, data):
 @given(data=SPACES)
 def test_a_resolved_file_reads_back_to_the_same_settings(folder, data):
     check_resolved(folder, data)
+
+
+LEVELS = [20.0, 5.5, 1, 0.25, 0.02]
+CFG = {"scale": {"min": 1, "max": 4, "step": 0.5}, "low": 0.5, "high": {"min": 2, "max": 9}}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"grid": [LEVELS, "quad"]},
+        {"grid": {"explicit": {"levels": [*LEVELS, 0]}}},
+        {"grid": [{"explicit": {"times": [900, 600, 300, 100, 0]}}]},
+        {"grid": {"free": {"spacing": [1, 2.5, 4]}}},
+        {"solver": ["heun", {"unipc": {"order": {"min": 1, "max": 3, "step": 1}}}]},
+        {"solver": [{"unipc": {"variant": "bh1", "corrector": False}}, {"ddim": {}}]},
+        {"grid": [{"karras": {}}, "uniform"]},
+        {"grid": {"free": {"spacing": {"genes": 4, "min": 1, "max": 9, "steps": 3}}}},
+        {"guidance": ["none", {"cfg": CFG}, {"cfg": {"scale": 1.5}}]},
+        {"guidance": {"cfg": {"scale": 2, "high": 5}}},
+    ],
+    ids=json.dumps,
+)
+def test_every_form_of_a_setting_reads_back_to_the_same_settings(folder, settings):
+    (folder / "net.yaml").write_text(UNET.replace("{family: unet,", "{family: unet, classes: 10,"))
+    schedule = {"calls": 5, "grid": "quad", "solver": "ddim"} | settings
+    schedule["widths"] = {"segments": 2, "choices": [0.5]}
+    check_resolved(folder, {"schedule": schedule})
 
 
 @pytest.mark.parametrize("name", ["08", "1e3", "1", "0.5", "true", "null", "off", "2024-01-01"])

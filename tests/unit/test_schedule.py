@@ -20,19 +20,24 @@ from stepsearch.core.schedule import (
 from stepsearch.solvers.registry import SOLVERS
 
 LEVELS = st.floats(1e-6, 1e6)
-VALUES = st.none() | st.booleans() | st.integers() | st.text(max_size=5) | st.floats(-9, 9)
+SCALARS = st.none() | st.booleans() | st.integers() | st.text(max_size=5) | st.floats(-9, 9)
+VALUES = SCALARS | st.lists(SCALARS, max_size=3).map(tuple)
 
 
 @st.composite
 def stages(draw):
     levels = sorted(draw(st.lists(LEVELS, min_size=1, max_size=6)), reverse=True)
-    calls = draw(st.lists(st.builds(Call, LEVELS, st.floats(1e-3, 1)), min_size=1, max_size=5))
+    scales = st.none() | st.floats(0, 1e3)
+    call = st.builds(Call, LEVELS, st.floats(1e-3, 1), scales)
+    calls = draw(st.lists(call, min_size=1, max_size=5))
+    guided = any(c.scale is not None for c in calls)
     return Stage(
         net=draw(st.text(max_size=8)),
         solver=draw(st.sampled_from(sorted(SOLVERS)) | st.text(max_size=8)),
         args=draw(st.dictionaries(st.text(max_size=3), VALUES, max_size=3)),
         levels=(*levels, draw(st.floats(0, levels[-1]))),
         calls=tuple(calls),
+        guide=draw(st.text(max_size=8)) if guided else None,
     )
 
 
@@ -57,9 +62,9 @@ class TestScheduleJson:
     def test_key_is_the_content(self, schedule, data):
         """Every single change gives another key."""
         stage = schedule.stages[0]
-        call = dataclasses.replace(
-            stage.calls[0], level=math.nextafter(stage.calls[0].level, math.inf)
-        )
+        first = stage.calls[0]
+        call = dataclasses.replace(first, level=math.nextafter(first.level, math.inf))
+        guided = dataclasses.replace(first, scale=1.5 if first.scale != 1.5 else 2.5)
         change = data.draw(
             st.sampled_from(
                 [
@@ -69,6 +74,7 @@ class TestScheduleJson:
                     {"levels": (stage.levels[0] * 2, *stage.levels)},
                     {"calls": (call, *stage.calls[1:])},
                     {"calls": (*stage.calls, stage.calls[-1])},
+                    {"calls": (guided, *stage.calls[1:]), "guide": stage.guide or "cfg"},
                 ]
             )
         )
@@ -85,6 +91,19 @@ class TestScheduleJson:
         ]
         assert StepSchedule(tuple(turned)).key() == schedule.key()
 
+    def test_what_guides_and_how_strongly_is_part_of_the_content(self):
+        calls = (Call(2.0, 1.0, 3.0), Call(1.0, 0.5))
+        stages = [Stage("n", "ddim", {}, (2.0, 1.0, 0.0), calls, g) for g in ("cfg", "judge@01")]
+        one, other = (StepSchedule((stage,)) for stage in stages)
+        assert one.key() != other.key()
+        back = StepSchedule.from_json(one.to_json()).stages[0]
+        assert (back.guide, back.calls) == ("cfg", calls)
+
+    def test_a_document_of_version_1_that_knows_no_guidance_reads_as_it_was_written(self):
+        stage = StepSchedule.from_json(document()).stages[0]
+        assert stage == Stage("n", "ddim", {}, (1.0, 0.0), (Call(1.0, 1.0),))
+        assert json.loads(StepSchedule((stage,)).to_json()) == json.loads(document())
+
     def test_key_looks_like_a_name(self):
         key = StepSchedule.from_json(document()).key()
         assert len(key) == 16
@@ -97,11 +116,12 @@ class TestScheduleJson:
             pytest.param({"levels": (1, 0)}, id="whole levels"),
             pytest.param({"calls": (Call(1, 1),)}, id="whole call"),
             pytest.param({"levels": (1.0, -0.0)}, id="minus zero"),
-            pytest.param({"args": {"k": 1.0}}, id="float argument"),
+            pytest.param({"args": {"k": 1.0, "s": (1, 2)}}, id="float argument"),
+            pytest.param({"args": {"k": 1, "s": (1.0, 2.0)}}, id="floats in a list"),
         ],
     )
     def test_equal_schedules_have_equal_keys(self, other):
-        stage = Stage("n", "pfdiff", {"k": 1}, (1.0, 0.0), (Call(1.0, 1.0),))
+        stage = Stage("n", "pfdiff", {"k": 1, "s": (1, 2)}, (1.0, 0.0), (Call(1.0, 1.0),))
         a, b = StepSchedule((stage,)), StepSchedule((dataclasses.replace(stage, **other),))
         assert a == b
         assert a.key() == b.key()
@@ -128,6 +148,20 @@ class TestScheduleJson:
             '{"version": 1, "stages": null}',
             '{"version": 1, "stages": [5]}',
             document()[:-5],
+            '{"version": 1, "stages": [[]]}',
+            '{"version": 1, "stages": [["net"]]}',
+            document(net=5),
+            document(net=None),
+            document(solver=["ddim"]),
+            document(args=[["k", 1]]),
+            document(color="red"),
+            json.dumps(json.loads(document()) | {"seed": 0}),
+            document(guide="cfg"),
+            document(guide=5, calls=[[1.0, 1.0, 2.0]]),
+            document(guide="cfg", calls=[[1.0, 1.0, -2.0]]),
+            document(guide="cfg", calls=[[1.0, 1.0, float("nan")]]),
+            document(guide="cfg", calls=[[1.0, 1.0, True]]),
+            document(calls=[[1.0, 1.0, 1.0, 1.0]]),
             document(levels=None),
             document(levels=[1.0]),
             document(levels=[0.0, 1.0]),

@@ -17,16 +17,33 @@ from stepsearch.core.errors import SpaceError
 from stepsearch.core.schedule import StepSchedule
 from stepsearch.core.space import Candidate, SearchSpace
 from stepsearch.objectives.registry import OBJECTIVES
-from stepsearch.solvers.registry import GRIDS
+from stepsearch.solvers.registry import GRIDS, SOLVERS
 
 SIZES = [n for _, n in SPACE.genes]
 GENOMES = st.tuples(*(st.integers(0, n - 1) for n in SIZES))
-SOLVERS = [("ddim", {}), ("pfdiff", {"k": 1, "l": 1}), ("pfdiff", {"k": 2, "l": 2})]
+CASES = [("ddim", {}), ("pfdiff", {"k": 1, "l": 1}), ("pfdiff", {"k": 2, "l": 2})]
 FINE = replace(CARD, widths=tuple(i / 16 for i in range(1, 17)), flops=tuple(range(1, 17)))
 
 
 def candidate_with(**changes):
     return replace(SPACE.decode((0,) * len(SIZES)), **changes)
+
+
+def ends(card):
+    """The most and the least noise that a network was trained at."""
+    process = card.diffusion
+    return process.level_at(process.last_time), process.level_at(process.first_time)
+
+
+def walks(card, numbers):
+    """Candidates of every grid with some solvers and numbers of calls."""
+    for (solver, args), grid, calls in itertools.product(CASES, GRIDS, numbers):
+        nodes = SOLVERS[solver].nodes(calls, **args)
+        listed = {"levels": np.geomspace(*ends(card), nodes).tolist()}
+        grid_args = listed if grid == "explicit" else {}
+        yield candidate_with(
+            solver=solver, solver_args=args, grid=grid, grid_args=grid_args, calls=calls
+        )
 
 
 # --- genomes
@@ -154,18 +171,12 @@ def test_too_small_a_limit_spreads_the_widths_evenly(widths, data):
 @pytest.mark.parametrize("segments", [1, 3, 5, 16])
 def test_widths_follow_equal_parts_of_log_noise_level(process, segments):
     card = replace(FINE, process=process)
-    top, bottom = (
-        card.diffusion.level_at(t) for t in (card.diffusion.last_time, card.diffusion.first_time)
-    )
-    edges = np.geomspace(top, bottom, segments + 1)[1:-1]
+    edges = np.geomspace(*ends(card), segments + 1)[1:-1]
     genes = card.widths[:segments]  # all different: a width names its gene
     checked = set()
-    for (solver, args), grid, calls in itertools.product(SOLVERS, GRIDS, (1, 2, 7, 20, 50)):
-        candidate = candidate_with(
-            solver=solver, solver_args=args, grid=grid, calls=calls, widths=genes
-        )
-        made = build_schedule(candidate, {"net": card}).stages[0].calls
-        assert len(made) == calls
+    for candidate in walks(card, (1, 2, 7, 20, 50)):
+        made = build_schedule(replace(candidate, widths=genes), {"net": card}).stages[0].calls
+        assert len(made) == candidate.calls
         for call in made:
             if all(abs(call.level / edge - 1) > 1e-6 for edge in edges):
                 part = bisect_right([-e for e in edges], -call.level)
@@ -174,24 +185,41 @@ def test_widths_follow_equal_parts_of_log_noise_level(process, segments):
     assert checked == set(range(segments))
 
 
+@pytest.mark.parametrize("process", ["vp-linear-1000", "edm"])
+def test_with_as_many_calls_as_genes_gene_i_is_call_i(process):
+    card = replace(FINE, process=process)
+    for candidate in walks(card, (1, 5, 16)):
+        genes = card.widths[: candidate.calls]
+        candidate = replace(candidate, widths=genes, per_call=True)
+        assert build_schedule(candidate, {"net": card}).widths == genes
+
+
+@pytest.mark.parametrize("process", ["vp-linear-1000", "edm"])
+def test_with_fewer_calls_each_reads_the_gene_of_the_nearest_noise_level(process):
+    """Nearest in log level, among the calls of the same solver and grid with a call per gene."""
+    card = replace(FINE, process=process)
+    seen = set()
+    for candidate in walks(card, (1, 2, 3, 7, 15)):
+        if candidate.grid == "explicit":
+            continue  # its list fits one number of calls
+        candidate = replace(candidate, widths=card.widths, per_call=True)
+        full = build_schedule(replace(candidate, calls=16), {"net": card}).stages[0].calls
+        made = build_schedule(candidate, {"net": card}).stages[0].calls
+        assert len(made) == candidate.calls
+        for call in made:
+            distance = {c.width: abs(np.log(c.level / call.level)) for c in full}
+            assert distance[call.width] == pytest.approx(min(distance.values()), abs=1e-12)
+            seen.add(call.width)
+    assert len(seen) > 12
+
+
 @pytest.mark.parametrize(
-    ("genes", "calls", "want"),
-    [
-        ((0.25, 0.5, 0.75, 1.0), 4, (0.25, 0.5, 0.75, 1.0)),
-        ((0.25, 0.5, 0.75, 1.0), 2, (0.25, 0.75)),
-        ((0.25, 0.5, 0.75, 1.0), 3, (0.25, 0.5, 0.75)),
-        ((0.25, 0.5, 0.75, 1.0), 1, (0.25,)),
-        ((1.0, 0.5), 4, (1.0, 1.0, 0.5, 0.5)),
-        ((0.5,), 5, (0.5,) * 5),
-    ],
+    ("calls", "want"),
+    [(1, (0.25,)), (2, (0.25, 1.0)), (3, (0.25, 0.75, 1.0)), (4, (0.25, 0.5, 0.75, 1.0))],
 )
-@pytest.mark.parametrize(("solver", "args"), SOLVERS)
-def test_per_call_genes_serve_calls_by_their_place_in_the_trajectory(
-    genes, calls, want, solver, args
-):
-    candidate = candidate_with(
-        solver=solver, solver_args=args, widths=genes, calls=calls, per_call=True
-    )
+def test_per_call_genes_of_a_uniform_walk_by_hand(calls, want):
+    """Four calls are made at times 999, 666, 333 and 0, three at 999, 499 and 0."""
+    candidate = candidate_with(widths=(0.25, 0.5, 0.75, 1.0), calls=calls, per_call=True)
     assert build_schedule(candidate, CARDS).widths == want
 
 
