@@ -103,7 +103,8 @@ def _guide(guidance: Guidance, net: NetCard, classifier: NetCard | None) -> str:
         return CFG
     if classifier is None or classifier.name != guidance.net:
         raise SpaceError(f"guidance: no classifier '{guidance.net}' is given")
-    for fact in ("process", "image_shape"):
+    facts = ["process", "image_shape"] + (["classes"] if net.classes else [])
+    for fact in facts:
         ours, theirs = getattr(net, fact), getattr(classifier, fact)
         if ours != theirs:
             raise SpaceError(

@@ -174,7 +174,7 @@ def _validate(args: argparse.Namespace) -> int:
 
     if "supernets" in read_yaml(args.file, args.overrides).section():
         settings = read_space(args.file, args.overrides)
-        recipes, search = settings.recipes, settings.search
+        recipes, search = settings.networks, settings.search
         sizes = [n for _, n in settings.space.genes]
         summary = f"{len(sizes)} genes, {search.population * search.generations} trials"
     else:

@@ -54,7 +54,7 @@ def pick_device(device: str) -> str:
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("evaluation.device: cuda is not available here; use cpu or auto")
+        raise ConfigError("device: cuda is not available here; use cpu or auto")
     return device
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from stepsearch.core.space import SearchSpace
+from stepsearch.core.space import NO_GUIDANCE, SearchSpace
 
 
 def content_hash(data: Mapping[str, Any]) -> str:
@@ -123,7 +123,12 @@ class RunSettings:
         data = asdict(self)
         data["recipes"] = [r.content() for r in self.recipes]
         data["guides"] = [r.content() for r in self.guides]
+        # what a space does not use says nothing, so that its hash outlives new features
         if not self.guides:
             del data["guides"]
+        if self.space.monotone is None:
+            del data["space"]["monotone"]
+        if self.space.guidances == (NO_GUIDANCE,):
+            del data["space"]["guidances"]
         del data["evaluation"]["device"]
         return data

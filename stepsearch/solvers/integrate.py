@@ -69,11 +69,9 @@ def _check_stage(
 
 def _check_plan(solver: Solver, stage: Stage) -> None:
     """SpaceError for an edited schedule whose calls are not those that its solver makes."""
-    stated = [call.level for call in stage.calls]
-    fits = len(stage.levels) == solver.nodes(len(stated), **stage.args) + 1
-    if not fits or stated != [
-        c.level for c in solver.plan(stage.levels, len(stated), **stage.args)
-    ]:
+    n, stated = len(stage.calls), [call.level for call in stage.calls]
+    fits = len(stage.levels) == solver.nodes(n, **stage.args) + 1  # else no plan can be made
+    if not fits or stated != [c.level for c in solver.plan(stage.levels, n, **stage.args)]:
         raise SpaceError(
             f"schedule: stage of '{stage.net}': its calls are not what '{stage.solver}' makes on "
             f"its levels; build it with plan_stage"

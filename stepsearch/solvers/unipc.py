@@ -41,7 +41,7 @@ class UniPC:
         """All arguments, the order no higher than it ever gets; the plainer solver where prediction
         alone is DDIM or DPM-Solver++(2M)."""
         given = _read(args)
-        given["order"] = min(given["order"], (n_calls + 1) // 2)  # rises by 1 a call, falls likewise
+        given["order"] = min(given["order"], (n_calls + 1) // 2)  # rises by 1 a call, then falls
         plain = not given["corrector"]
         if n_calls <= 2 or (plain and given["order"] == 1):  # x0 of the last call is the end
             return "ddim", {}

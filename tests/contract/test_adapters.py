@@ -180,13 +180,13 @@ def test_f_is_preconditioned_as_in_edm(process, level):
 @pytest.mark.parametrize("weights", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("images", [torch.float32, torch.float64, torch.float16])
 def test_a_network_computes_in_the_type_of_its_weights(weights, images):
-    """Times are never halved: float16 and bfloat16 hold no whole time above 2048 or 256."""
+    """Times are never rounded to half precision, which tells no 998.3 from 998.5."""
     module = Recorder(dtype=weights)
-    net = adapt(module, name="a", image_shape=SHAPE)
-    got = net.eps(torch.ones(2, *SHAPE, dtype=images), net.card.diffusion.level_at(999))
+    net = adapt(module, name="a", image_shape=SHAPE, times="continuous")
+    got = net.eps(torch.ones(2, *SHAPE, dtype=images), net.card.diffusion.level_at(998.3))
     ((x, time),) = module.given
     assert (x.dtype, got.dtype) == (weights, images)
-    assert time.tolist() == [999.0, 999.0]
+    assert time.tolist() == pytest.approx([998.3, 998.3], rel=1e-6)
 
 
 def test_a_module_without_weights_computes_in_the_type_of_the_images():
