@@ -40,7 +40,7 @@ class GaussianMixture:
         weights: (K,), positive; normalised here.
         means: (K, ...), one image or vector per component.
         variances: (K,), isotropic, positive.
-        process: "vp-linear-1000" or "edm".
+        process: name of a process, e.g. "vp-linear-1000" or "edm".
     """
 
     def __init__(self, weights: Any, means: Any, variances: Any, process: str = "vp-linear-1000"):

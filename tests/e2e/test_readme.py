@@ -7,14 +7,16 @@ import pytest
 from support import ROOT, copy_toy
 
 from stepsearch.config import read_recipe, read_space
+from stepsearch.core.space import named
 from stepsearch.core.trial import COLUMNS
 from stepsearch.run import Resources, start_run
+from stepsearch.solvers.registry import GRIDS, SOLVERS
 from stepsearch.store import COLUMN_TYPES
 from stepsearch.tables import markdown_table, savings
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-RECIPE = re.search(r"```yaml\n(.*?)```", README, re.DOTALL)[1]
+SCHEDULE, RECIPE = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
 
 
 @pytest.fixture(scope="module")
@@ -59,3 +61,31 @@ def test_every_column_is_explained():
 def test_the_savings_table_is_that_of_the_reference_run():
     trials = pd.read_csv(ROOT / "results/reference/digits/trials.csv", dtype=COLUMN_TYPES)
     assert markdown_table(savings(trials)) in README
+
+
+def test_the_table_of_solvers_is_that_of_the_reference():
+    words = dict.fromkeys(["solver", "solver_args", "grid", "grid_args"], str)
+    table = pd.read_csv(ROOT / "results/reference/solvers_gaussian.csv", dtype=words)
+    table = table.fillna(dict.fromkeys(words, ""))
+    name = (table["solver"] + " " + table["solver_args"]).str.rstrip()
+    lines = [line.strip("| \n").split(" | ") for line in README.splitlines()]
+    quoted = [line for line in lines if len(line) == 8 and line[0] in set(name)]
+    assert len(quoted) >= 8
+    for solver, grid, *errors in quoted:
+        rows = table[(name == solver) & (table["grid"] == grid) & (table["grid_args"] == "")]
+        want = rows.set_index("calls")["mean_l2"].loc[[4, 6, 8, 10, 15, 20]]
+        assert errors == [f"{float(error):.3f}" for error in want], solver
+
+
+def test_the_schedule_section_is_valid(tmp_path):
+    space = copy_toy(tmp_path)
+    head, tail = space.read_text().split("schedule:")
+    space.write_text(head + SCHEDULE + tail[tail.index("objectives:") :])
+    read = read_space(space).space
+    assert {name for name, _ in map(named, read.grids)} == {"quad", "cosine", "karras", "free"}
+    assert read.monotone == "non-decreasing"
+
+
+def test_every_solver_and_grid_is_named():
+    for name in (*SOLVERS, *GRIDS):
+        assert f"`{name}`" in README
