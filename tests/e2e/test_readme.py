@@ -12,7 +12,7 @@ from stepsearch.core.trial import COLUMNS
 from stepsearch.run import Resources, start_run
 from stepsearch.solvers.registry import GRIDS, SOLVERS
 from stepsearch.store import COLUMN_TYPES
-from stepsearch.tables import markdown_table, savings
+from stepsearch.tables import cell, markdown_table, savings
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
@@ -89,3 +89,15 @@ def test_the_schedule_section_is_valid(tmp_path):
 def test_every_solver_and_grid_is_named():
     for name in (*SOLVERS, *GRIDS):
         assert f"`{name}`" in README
+
+
+def test_the_digits_table_of_solvers_is_that_of_the_reference():
+    table = pd.read_csv(ROOT / "results/reference/solvers_digits.csv")
+    assert set(table["seed"]) == {0, 1}
+    fids = table[table["grid"] == "quad"].groupby(["label", "calls"])["fid"].mean()
+    lines = [line.strip("| \n").split(" | ") for line in README.splitlines()]
+    quoted = [line for line in lines if len(line) == 8 and line[0] in set(table["label"])]
+    assert len(quoted) >= 8
+    for label, *shown in quoted:
+        want = [fids.get((label, n)) for n in (4, 5, 6, 8, 10, 15, 20)]
+        assert shown == ["" if fid is None else cell("fid", fid) for fid in want], label
