@@ -189,9 +189,10 @@ def _problem(
         return schedule.key()
 
     uniform = max(1, int(UNIFORM_FRACTION * settings.search.population))
+    others = settings.space.setting_genomes(uniform // 2)
     return Problem(
         sizes=tuple(n for _, n in settings.space.genes),
-        first=tuple(settings.space.uniform_genomes(uniform)),
+        first=(*settings.space.uniform_genomes(uniform - len(others)), *others),
         objectives=len(settings.objectives),
         identity=identity,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -191,7 +192,7 @@ class SearchSpace:
         """Uniform-width strategies, the baselines that a search starts from and is judged by.
 
         Each is one width throughout, with the first listed supernet, grid, solver and guidance and
-        the least value of every range. All widths come once with the middle number of calls;
+        every range at its middle. All widths come once with the middle number of calls;
         further numbers of calls follow, as whole sets of widths, while they fit into `limit`. Where
         not even one set fits, widths are spread evenly from the narrowest to the widest.
         """
@@ -201,12 +202,34 @@ class SearchSpace:
         sets = max(1, limit // n)
         middle = len(self.calls) // 2
         order = sorted(range(len(self.calls)), key=lambda i: (i != middle, -self.calls[i]))
-        rest = (0,) * (len(self.genes) - 4 - self.width_genes)
-        return [
-            (0, calls, 0, 0, *(width,) * self.width_genes, *rest)
-            for calls in order[:sets]
-            for width in picked
-        ]
+        return [self._uniform(width, calls) for calls in order[:sets] for width in picked]
+
+    def setting_genomes(self, limit: int) -> list[Genome]:
+        """One strategy of the middle width for every other supernet, grid, solver and guidance.
+
+        They tell a search early what each setting is worth, at the middle number of calls. Where
+        there are more than `limit`, they are taken evenly from the list.
+        """
+        sizes = (len(s) for s in (self.supernets, self.grids, self.solvers, self.guidances))
+        others = list(itertools.product(*map(range, sizes)))[1:]
+        count = min(max(limit, 0), len(others))
+        chosen = [others[i * len(others) // count] for i in range(count)]
+        width, calls = len(self.width_choices) // 2, len(self.calls) // 2
+        return [self._uniform(width, calls, *setting) for setting in chosen]
+
+    def _uniform(
+        self,
+        width: int,
+        calls: int,
+        supernet: int = 0,
+        grid: int = 0,
+        solver: int = 0,
+        guidance: int = 0,
+    ) -> Genome:
+        """A genome of one width, every range at its middle."""
+        head = (supernet, calls, grid, solver, *(width,) * self.width_genes)
+        kind = (guidance,) if len(self.guidances) > 1 else ()
+        return (*head, *kind, *(r.steps // 2 for _, r in self._ranges()))
 
 
 def _range_genes(name: str, value: Any) -> Iterator[tuple[str, Range]]:

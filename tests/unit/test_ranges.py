@@ -143,13 +143,13 @@ def test_a_candidate_survives_strict_json(genome):
     assert hash(again) == hash(candidate)
 
 
-def test_uniform_strategies_take_the_first_guidance_and_the_least_of_every_range():
+def test_uniform_strategies_take_the_first_guidance_and_the_middle_of_every_range():
     space = replace(RICH, grids=RICH.grids[1:], solvers=RICH.solvers[1:])
     space = replace(space, guidances=RICH.guidances[1:])
     for genome in space.uniform_genomes(8):
         candidate = space.decode(genome)
-        assert (candidate.grid_args, candidate.solver_args) == ({"rho": 3}, {"c": 0.3})
-        assert candidate.guidance == Guidance("cfg", 1.5, 0.5)
+        assert (candidate.grid_args, candidate.solver_args) == ({"rho": 6}, {"c": 0.45})
+        assert candidate.guidance == Guidance("cfg", 2.5, 0.5)
 
 
 # --- one schedule, one key

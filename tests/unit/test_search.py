@@ -89,13 +89,18 @@ def test_another_seed_is_another_search(tmp_path):
 
 @pytest.mark.parametrize(("population", "uniform"), [(6, 4), (12, 8), (16, 12), (3, 2), (2, 1)])
 def test_the_first_generation_holds_the_uniform_strategies(tmp_path, population, uniform):
-    """Whole sets of widths with the middle number of calls first, in up to 3/4 of it."""
+    """Up to 3/4 of it: widths with the first setting, and in up to half of these one strategy of
+    the middle width for the other solvers and grids."""
     search(tmp_path / "run", settings_with(population=population, generations=1))
     rows = rows_of(tmp_path / "run")
-    found = [row["widths"] for row in rows[:uniform]]
-    everything = [SPACE.decode(g) for g in SPACE.uniform_genomes(uniform)]
-    assert found == [f"{c.widths[0]}x{c.calls}" for c in everything]
-    assert {row["solver"] for row in rows[:uniform]} == {"ddim"}
+    others = SPACE.setting_genomes(uniform // 2)
+    genomes = [*SPACE.uniform_genomes(uniform - len(others)), *others]
+    found = [row["widths"] for row in rows[: len(genomes)]]
+    assert found == [f"{c.widths[0]}x{c.calls}" for c in map(SPACE.decode, genomes)]
+    assert len(genomes) <= uniform
+    assert len(others) == min(uniform // 2, 5)
+    baselines = rows[: len(genomes) - len(others)]
+    assert {(row["solver"], row["grid"]) for row in baselines} == {("ddim", "uniform")}
     assert len(rows) == population
 
 

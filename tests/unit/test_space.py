@@ -273,3 +273,19 @@ def test_an_unknown_supernet_and_a_width_it_lacks_are_named():
         build_schedule(candidate_with(supernet="else"), CARDS)
     with pytest.raises(SpaceError, match=r"0\.3 .*'net'.*0\.25, 0\.5, 0\.75, 1"):
         build_schedule(candidate_with(widths=(0.3,)), CARDS)
+
+
+def test_every_other_setting_is_tried_once_at_the_middle_width():
+    found = [SPACE.decode(genome) for genome in SPACE.setting_genomes(100)]
+    settings = [(c.grid, c.solver, tuple(c.solver_args.items())) for c in found]
+    assert len(set(settings)) == len(settings) == len(SPACE.grids) * len(SPACE.solvers) - 1
+    assert ("uniform", "ddim", ()) not in settings  # the first, whose widths are tried anyway
+    assert {c.widths for c in found} == {(0.75,) * 3}
+    assert {c.calls for c in found} == {4}
+
+
+def test_where_settings_are_many_they_are_taken_evenly():
+    found = [SPACE.decode(genome) for genome in SPACE.setting_genomes(2)]
+    assert len(found) == 2
+    assert {c.grid for c in found} == {"uniform", "quad"}
+    assert SPACE.setting_genomes(0) == []
