@@ -214,7 +214,7 @@ class TestRun:
 
     def test_the_baseline_says_how_it_was_guided(self, home):
         canaries = json.loads((home / "out" / "canaries.json").read_text())
-        assert canaries["baseline"].endswith("width 1, cfg 2")
+        assert canaries["baseline"].endswith("width 1, cfg 3")
 
     def test_a_run_cut_short_is_resumed_to_the_same_table(self, home, tmp_path):
         out = tmp_path / "out"

@@ -182,10 +182,9 @@ def test_the_baseline_is_deterministic_ddim_without_guidance(tmp_path, args):
 REFERENCE = ROOT / "results" / "reference" / "digits"
 
 
-@pytest.mark.parametrize("name", ["trials", "pareto", "uniform_pfdiff_trials"])
-def test_reference_tables_without_the_new_columns_are_still_told(name, tmp_path):
-    frame = pd.read_csv(REFERENCE / f"{name}.csv", dtype=COLUMN_TYPES)
-    assert not set(NEW) & set(frame)
+@pytest.mark.parametrize("name", ["trials", "pareto", "uniform_trials"])
+def test_tables_without_the_new_columns_are_still_told(name, tmp_path):
+    frame = pd.read_csv(REFERENCE / f"{name}.csv", dtype=COLUMN_TYPES).drop(columns=NEW)
     assert len(front_text(frame).splitlines()) == 1 + len(frame)
     assert "<NA>" not in front_text(frame)
     assert (
