@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 Look = dict[str, Any]  # options of matplotlib
 PANELS = 6  # schedules shown by `plot_schedules`
 # Rows that differ in one of these are different strategies even at equal widths.
-SETTING = ["solver", "solver_args", "nfe", "grid", "grid_args", "supernet", "relay_start"]
-SETTING += ["guide", "guidance", "guidance_low", "guidance_high"]
+SETTING = ["solver", "solver_args", "pfdiff_k", "pfdiff_l", "nfe", "grid", "grid_args"]
+SETTING += ["supernet", "relay_start", "guide", "guidance", "guidance_low", "guidance_high"]
 NAMES = {
     "ddim": "DDIM",
     "ddpm": "DDPM",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -87,7 +88,7 @@ class Table(_VariancePreserving):
         """Noise level of a time in 0 .. T - 1, whole where the process is discrete."""
         if self.discrete or float(time).is_integer():
             return float(self.levels[int(time)])
-        return float(np.exp(np.interp(time, np.arange(len(self.levels)), np.log(self.levels))))
+        return float(np.exp(np.interp(time, np.arange(len(self.levels)), self._log)))
 
     def time_at(self, level: float) -> float:
         """The trained time nearest to `level` in log noise level, or the time between."""
@@ -96,10 +97,12 @@ class Table(_VariancePreserving):
 
     def continuous_time(self, level: float) -> float:
         """Interpolated in log noise level; the ends of the table outside it."""
-        log = np.log(self.levels)
-        return float(
-            np.interp(math.log(level) if level > 0 else -math.inf, log, np.arange(len(log)))
-        )
+        place = math.log(level) if level > 0 else -math.inf
+        return float(np.interp(place, self._log, np.arange(len(self.levels))))
+
+    @cached_property
+    def _log(self) -> NDArray[np.float64]:
+        return np.asarray(np.log(self.levels), dtype=np.float64)
 
 
 @dataclass(frozen=True)
