@@ -75,14 +75,19 @@ def plan_calls(
     grid_name, grid_args = _grid(grid)
     nodes = SOLVERS[name].nodes(calls, **own)
     levels = (*GRIDS[grid_name](process, nodes, **grid_args), 0.0)
+    check_range(process, levels[:-1], f"grid {grid_name}")
+    return name, own, levels, SOLVERS[name].plan(levels, calls, **own)
+
+
+def check_range(process: Process, levels: Sequence[float], owner: str) -> None:
+    """SpaceError for a node outside the noise levels that were trained."""
     low, high = (process.level_at(t) for t in (process.first_time, process.last_time))
-    for level in levels[:-1]:
+    for level in levels:
         if not low * (1 - SLACK) <= level <= high * (1 + SLACK):
             raise SpaceError(
-                f"grid {grid_name}: noise level {level:g} lies outside the network's range, "
+                f"{owner}: noise level {level:g} lies outside the network's range, "
                 f"{low:g} .. {high:g}"
             )
-    return name, own, levels, SOLVERS[name].plan(levels, calls, **own)
 
 
 def _grid(grid: GridSpec) -> tuple[str, Mapping[str, Any]]:
@@ -103,6 +108,12 @@ def _guide(guidance: Guidance, net: NetCard, classifier: NetCard | None) -> str:
         return CFG
     if classifier is None or classifier.name != guidance.net:
         raise SpaceError(f"guidance: no classifier '{guidance.net}' is given")
+    check_classifier(net, classifier)
+    return classifier.key
+
+
+def check_classifier(net: NetCard, classifier: NetCard) -> None:
+    """SpaceError for a classifier of other images, labels or noise than the network's."""
     facts = ["process", "image_shape"] + (["classes"] if net.classes else [])
     for fact in facts:
         ours, theirs = getattr(net, fact), getattr(classifier, fact)
@@ -111,7 +122,6 @@ def _guide(guidance: Guidance, net: NetCard, classifier: NetCard | None) -> str:
                 f"guidance: classifier '{classifier.name}' has {fact} {theirs}, network "
                 f"'{net.name}' has {ours}; train them alike"
             )
-    return classifier.key
 
 
 def build_schedule(candidate: Candidate, cards: Mapping[str, NetCard]) -> StepSchedule:

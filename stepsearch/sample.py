@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from stepsearch.build import check_classifier, check_range
 from stepsearch.core.errors import ConfigError, SpaceError
 from stepsearch.core.protocols import Classifier, Net, NetCard
-from stepsearch.core.schedule import CFG, Stage, StepSchedule
+from stepsearch.core.schedule import CFG, StepSchedule
 from stepsearch.core.settings import Recipe
 from stepsearch.core.trial import Failure, Trial
 from stepsearch.evaluate import sample
@@ -31,7 +32,6 @@ BATCH = 64  # images at a time; more or fewer change memory and speed alone
 MOST = 1024  # images in a grid
 SIDE = 64  # pixels that small images are scaled up to in a grid, by whole factors
 PADDING, GREY = 1, 128  # seen beside black and white
-SLACK = 1e-9  # relative, of a level at the end of a network's range
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,38 +132,14 @@ def bind(schedule: StepSchedule, card: NetCard, guide: NetCard | None) -> StepSc
         raise SpaceError(f"the schedule is guided by classifier '{stage.guide}'; give --guide")
     if guide is not None and not by_classifier:
         raise SpaceError("the schedule is not guided by a classifier; leave --guide out")
-    _check_walk(stage, card)
+    check_range(card.diffusion, stage.levels[:-1], f"network '{card.name}' ({card.process})")
     if stage.guide == CFG:
         check_conditional(card)
     if guide is not None:
-        _check_alike(card, guide)
+        check_classifier(card, guide)
         stage = replace(stage, guide=guide.key)
     calls = tuple(replace(call, width=card.check_width(call.width)) for call in stage.calls)
     return StepSchedule((replace(stage, net=card.key, calls=calls),))
-
-
-def _check_walk(stage: Stage, card: NetCard) -> None:
-    """SpaceError where a level lies outside what the network was trained at."""
-    process = card.diffusion
-    low, high = (process.level_at(t) for t in (process.first_time, process.last_time))
-    for level in stage.levels[:-1]:  # calls between nodes may lie below, on the way to level 0
-        if not low * (1 - SLACK) <= level <= high * (1 + SLACK):
-            raise SpaceError(
-                f"noise level {level:g} of the schedule lies outside the range of network "
-                f"'{card.name}' ({process.name}), {low:g} .. {high:g}; use a network of the "
-                f"schedule's own process"
-            )
-
-
-def _check_alike(card: NetCard, guide: NetCard) -> None:
-    facts = ["process", "image_shape"] + (["classes"] if card.classes else [])
-    for fact in facts:
-        ours, theirs = getattr(card, fact), getattr(guide, fact)
-        if ours != theirs:
-            raise SpaceError(
-                f"classifier '{guide.name}' has {fact} {theirs}, network '{card.name}' has {ours}; "
-                f"train them alike"
-            )
 
 
 def check_output(folder: Path) -> None:

@@ -226,6 +226,16 @@ def drawn(monkeypatch):
     return figures
 
 
+def test_front_tells_pfdiff_settings_apart_in_tables_older_than_solver_args(tmp_path, monkeypatch):
+    rows = [(f"pfdiff {kl}", f"{w}x4", 9.0 - w, w) for kl in ("1_1", "2_1") for w in (0.5, 1.0)]
+    figures = drawn(monkeypatch)
+    report.plot_front(frame_of(*rows).drop(columns="solver_args"), tmp_path / "front")
+    labels = [text.get_text() for text in figures[0].legends[0].get_texts()]
+    assert {f"uniform width, PFDiff-{kl} 4 calls (0.5 to 1)" for kl in ("1_1", "2_1")} <= set(
+        labels
+    )
+
+
 def test_front_shows_uniform_settings_the_front_and_how_fid_was_measured(
     run, tmp_path, monkeypatch
 ):
