@@ -157,6 +157,17 @@ class Solver(Protocol):
         """Advance over call i; `noise()` draws fresh noise where a solver is stochastic."""
 
 
+@dataclass(frozen=True, slots=True)
+class NoisyBatch:
+    """What a network is trained on: images at the noise of their time; B rows in every tensor."""
+
+    noisy: Tensor  # (B, C, H, W)
+    time: Tensor  # whole times, (B,)
+    noise: Tensor  # in `noisy`, (B, C, H, W)
+    chance: Tensor  # evenly in [0, 1), (B,): for whatever a loss decides at random of an image
+    labels: Tensor | None = None  # (B,)
+
+
 class FeatureExtractor(Protocol):
     """Maps images to the vectors whose Gaussian statistics a Frechet distance compares."""
 

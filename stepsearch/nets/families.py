@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from stepsearch.core.protocols import Classifier, Net, NetCard
+from stepsearch.core.protocols import Classifier, Net, NetCard, NoisyBatch
 from stepsearch.core.registry import Registry
 from stepsearch.nets.adapters import slim_net
 
@@ -48,24 +48,8 @@ class Family(ABC):
         """Set the weights of a `fitted` family from float images (N, C, H, W) in [-1, 1]."""
         raise TypeError(f"{type(self).__name__}: trained, not fitted")
 
-    def loss(
-        self,
-        module: nn.Module,
-        noisy: Tensor,
-        time: Tensor,
-        noise: Tensor,
-        labels: Tensor | None,
-        width: float,
-        rng: torch.Generator,
-    ) -> Tensor:
-        """What training lowers, a scalar.
-
-        Args:
-            noisy, noise: noisy images and the noise in them, (B, C, H, W).
-            time: whole times, (B,).
-            labels: (B,), None where the data has none.
-            rng: of this training step, on the CPU; anything random is drawn from it.
-        """
+    def loss(self, module: nn.Module, batch: NoisyBatch, width: float) -> Tensor:
+        """What training lowers, a scalar: the mean over the images of the batch."""
         raise TypeError(f"{type(self).__name__}: fitted, not trained")
 
     def flops(self, module: nn.Module, image_shape: tuple[int, ...], width: float) -> float:
@@ -75,6 +59,21 @@ class Family(ABC):
     def adapt(self, card: NetCard, module: nn.Module, device: str) -> Net | Classifier:
         """The module as a solver sees it."""
         return slim_net(card, module, device)
+
+
+def noise_error(module: nn.Module, batch: NoisyBatch, width: float) -> Tensor:
+    """Mean squared error of the noise (Ho et al. 2020, eq. 14), some labels hidden.
+
+    Label dropout, of the part `module.arch.label_dropout`, is that of Ho & Salimans 2022
+    (arXiv:2207.12598, alg. 1); `module.arch.classes` stands for a hidden label.
+    """
+    given = ()
+    if module.arch.classes:
+        assert batch.labels is not None
+        hidden = batch.chance < module.arch.label_dropout
+        given = (batch.labels.masked_fill(hidden, module.arch.classes),)
+    answer = module(batch.noisy, batch.time, *given, width=width)
+    return (answer - batch.noise).square().mean()
 
 
 def count_flops(module: nn.Module, image_shape: tuple[int, ...], width: float) -> float:

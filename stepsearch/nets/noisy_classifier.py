@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from stepsearch.core.protocols import NetCard
+from stepsearch.core.protocols import NetCard, NoisyBatch
 from stepsearch.nets.adapters import check_labels
 from stepsearch.nets.families import FAMILIES, Family
 from stepsearch.nets.slim import SlimGroupNorm
@@ -103,19 +103,10 @@ class NoisyClassifierFamily(Family):
         arch.check_image(image_shape)
         return NoisyClassifier(arch)
 
-    def loss(
-        self,
-        module: nn.Module,
-        noisy: Tensor,
-        time: Tensor,
-        noise: Tensor,
-        labels: Tensor | None,
-        width: float,
-        rng: torch.Generator,
-    ) -> Tensor:
+    def loss(self, module: nn.Module, batch: NoisyBatch, width: float) -> Tensor:
         """Cross entropy."""
-        assert labels is not None
-        return F.cross_entropy(module(noisy, time, width=width), labels)
+        assert batch.labels is not None
+        return F.cross_entropy(module(batch.noisy, batch.time, width=width), batch.labels)
 
     def flops(self, module: nn.Module, image_shape: tuple[int, ...], width: float) -> float:
         """FLOPs of the gradient of one image: forward, and backward to the image alone."""

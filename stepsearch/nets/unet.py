@@ -19,8 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stepsearch.core.errors import ConfigError
+from stepsearch.core.protocols import NoisyBatch
 from stepsearch.core.registry import did_you_mean
-from stepsearch.nets.families import FAMILIES, Family
+from stepsearch.nets.families import FAMILIES, Family, noise_error
 from stepsearch.nets.slim import (
     SlimConv2d,
     SlimEmbedding,
@@ -314,27 +315,9 @@ class UNetFamily(Family):
         arch.check_image(image_shape)
         return UNet(arch)
 
-    def loss(
-        self,
-        module: nn.Module,
-        noisy: Tensor,
-        time: Tensor,
-        noise: Tensor,
-        labels: Tensor | None,
-        width: float,
-        rng: torch.Generator,
-    ) -> Tensor:
-        """Mean squared error of the noise (Ho et al. 2020, eq. 14), some labels hidden.
-
-        Label dropout is that of Ho & Salimans 2022 (arXiv:2207.12598, alg. 1).
-        """
-        arch = module.arch
-        if not arch.classes:
-            return (module(noisy, time, width=width) - noise).square().mean()
-        assert labels is not None
-        hidden = torch.rand(len(labels), generator=rng) < arch.label_dropout
-        shown = labels.masked_fill(hidden.to(labels.device), arch.classes)
-        return (module(noisy, time, shown, width=width) - noise).square().mean()
+    def loss(self, module: nn.Module, batch: NoisyBatch, width: float) -> Tensor:
+        """Mean squared error of the noise (Ho et al. 2020, eq. 14), some labels hidden."""
+        return noise_error(module, batch, width)
 
 
 FAMILIES.register("unet")(UNetFamily())

@@ -1,4 +1,4 @@
-"""The command line: arguments, exit statuses, and the only place that writes to stdout."""
+"""The command line: arguments and exit statuses; no other package writes to stdout."""
 
 from __future__ import annotations
 
@@ -6,21 +6,18 @@ import argparse
 import json
 import os
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
+from stepsearch.cli.common import roots
+from stepsearch.cli.networks import train
+from stepsearch.cli.sampling import sample, sample_arguments
 from stepsearch.core.errors import ConfigError, StepsearchError
 
 if TYPE_CHECKING:
-    from stepsearch.core.schedule import StepSchedule
-    from stepsearch.progress import Display
     from stepsearch.run import Resources
-    from stepsearch.sample import Nets
-
-PATIENCE = 2.0  # seconds before progress is shown
 
 EXITS = """exit status: 0 done, 1 internal error, 2 bad input, 3 too many failed trials,
 4 no completed trial, 5 run directory corrupt, locked or of another search,
@@ -76,25 +73,9 @@ def _parser() -> argparse.ArgumentParser:
         "--savings", action="store_true", help="what the search saves on each uniform width"
     )
     command("plot", "redraw the plots of a run", "run")
-    _sample_arguments(command("sample", "write images of a trial, or of a schedule file", ""))
+    sample_arguments(command("sample", "write images of a trial, or of a schedule file", ""))
     command("ls", "list space files and recipes, here and shipped", "")
     return parser
-
-
-def _sample_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.epilog = "Image j starts from the same noise in every folder, so grids can be compared."
-    parser.add_argument("run", nargs="?", type=Path, metavar="RUN")
-    text = "trial_id, key, or the beginning of a key"
-    parser.add_argument("trial", nargs="?", metavar="TRIAL", help=text)
-    parser.add_argument("--schedule", type=Path, metavar="FILE", help="instead of RUN and TRIAL")
-    text = "of the schedule: a recipe, a NAME of `stepsearch ls`, or weights (.safetensors)"
-    parser.add_argument("--supernet", metavar="NAME", help=text)
-    parser.add_argument("--guide", metavar="NAME", help="classifier of the schedule, likewise")
-    parser.add_argument("-n", "--count", type=int, default=64, help="images (default 64)")
-    parser.add_argument("--seed", type=int, help="of the noise (default: the run's, else 0)")
-    parser.add_argument("--batch", type=int, default=64, help="images at a time (default 64)")
-    parser.add_argument("-o", "--output", type=Path, help="folder (default RUN/samples/KEY)")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -145,26 +126,6 @@ def _resources(args: argparse.Namespace) -> Resources:
     if args.gpus_per_worker is not None and args.gpus_per_worker < 0:
         raise ConfigError(f"--gpus-per-worker: must not be negative, got {args.gpus_per_worker:g}")
     return Resources(args.workers, args.executor, args.address, args.gpus_per_worker)
-
-
-def _train(args: argparse.Namespace) -> int:
-    from stepsearch.config import read_recipe
-    from stepsearch.progress import Display
-    from stepsearch.run import train
-    from stepsearch.signals import Signals
-    from stepsearch.supernet import check_buildable, recipe_data
-
-    recipe = read_recipe(args.file, args.overrides)
-    data = recipe_data(recipe)
-    check_buildable(recipe, data)
-    with Display() as display, Signals("the same command") as signals:
-        path, card = train(recipe, data, display, signals, args.device)
-        for width, flops in zip(card.widths, card.flops, strict=True):
-            loss = card.training.get("loss", {}).get(f"{width:g}")
-            shown = "" if loss is None else f", loss {loss:.4f}"
-            display.say(f"width {width:g}: {flops / 1e9:.4g} GFLOPs per image and call{shown}")
-    print(path)
-    return 0
 
 
 def _validate(args: argparse.Namespace) -> int:
@@ -236,123 +197,11 @@ def _plot(args: argparse.Namespace) -> int:
     return 0
 
 
-def _sample(args: argparse.Namespace) -> int:
-    _check_sample(args)  # before torch is imported
-    from stepsearch.evaluate import pick_device
-    from stepsearch.progress import Display
-    from stepsearch.sample import Job, check_output, write_samples
-
-    device = pick_device(args.device)
-    schedule, nets, seed = (_sample_file if args.schedule else _sample_run)(args, device)
-    seed = seed if args.seed is None else args.seed
-    folder = args.output or (args.run or Path()) / "samples" / schedule.key()
-    check_output(folder)
-    job = Job(schedule, args.count, seed, args.batch, device)
-    with Display() as display:
-        write_samples(folder, job, nets, _delayed(display, "images", args.count))
-    print(folder)
-    return 0
-
-
-def _check_sample(args: argparse.Namespace) -> None:
-    """ConfigError where arguments are missing, too many or senseless."""
-    from_run = [n for n in ("run", "trial") if getattr(args, n) is not None]
-    from_file = [f"--{n}" for n in ("schedule", "supernet", "guide") if getattr(args, n)]
-    if from_run and from_file:
-        raise ConfigError(f"sample: {from_file[0]} is for a schedule file, not for RUN; drop one")
-    if not from_file and len(from_run) < 2:
-        missing = "TRIAL is" if from_run else "RUN and TRIAL (or --schedule and --supernet) are"
-        raise ConfigError(f"sample: {missing} missing; see `stepsearch sample --help`")
-    if from_file and not (args.schedule and args.supernet):
-        missing = "--supernet" if args.schedule else "--schedule"
-        raise ConfigError(f"sample: {missing} is missing; give --schedule and --supernet")
-    for name, least in (("count", 1), ("batch", 1), ("seed", 0)):
-        value = getattr(args, name)
-        if value is not None and not least <= value < 2**63:
-            raise ConfigError(f"--{name}: must be at least {least}, got {value}")
-
-
-def _sample_run(args: argparse.Namespace, device: str) -> tuple[StepSchedule, Nets, int]:
-    """Schedule, networks and seed of a trial of a run."""
-    from stepsearch.config import read_space
-    from stepsearch.core.schedule import StepSchedule
-    from stepsearch.sample import find_trial, run_networks
-    from stepsearch.store import JOURNAL, is_run, read_journal
-
-    if not is_run(args.run):
-        raise ConfigError(f"{args.run}: no run directory (no {JOURNAL})")
-    trial = find_trial(read_journal(args.run / JOURNAL)[0], args.trial, args.run)
-    settings = read_space(args.run / "resolved.yaml")
-    schedule = StepSchedule.from_json(trial.schedule)
-    nets = run_networks(schedule, settings.networks, device)
-    return schedule, nets, settings.evaluation.seed
-
-
-def _sample_file(args: argparse.Namespace, device: str) -> tuple[StepSchedule, Nets, int]:
-    """Schedule of a file, bound to the networks that are named."""
-    from stepsearch.sample import bind, read_schedule
-
-    given = read_schedule(args.schedule)
-    net = _network("--supernet", args.supernet, "eps", device)
-    guide = None if args.guide is None else _network("--guide", args.guide, "gradient", device)
-    try:
-        schedule = bind(given, net.card, None if guide is None else guide.card)
-    except ConfigError as error:
-        raise ConfigError(f"{args.schedule}: {error}") from None
-    (old,), (new,) = given.stages, schedule.stages
-    for was, now in ((old.net, new.net), (old.guide, new.guide)):
-        if was != now:
-            print(f"{args.schedule}: made for {was}, sampled with {now}", file=sys.stderr)
-    return schedule, {n.card.key: n for n in (net, guide) if n is not None}, 0
-
-
-def _network(option: str, name: str, ability: str, device: str) -> Any:
-    """What a path of weights, a path of a recipe, or a recipe's name stands for."""
-    from stepsearch.config import read_recipe
-    from stepsearch.nets.load import load_net
-    from stepsearch.sample import recipe_weights
-
-    paths = [Path(name), *(root / "supernets" / f"{name}.yaml" for root in _roots())]
-    path = next((path for path in paths if path.is_file()), None)
-    if path is None:
-        raise ConfigError(
-            f"{option}: '{name}' is neither a recipe, nor weights, nor a name that `stepsearch ls` "
-            f"lists under supernets"
-        )
-    weights = path if path.suffix == ".safetensors" else recipe_weights(read_recipe(path))
-    net = load_net(weights, device=device)
-    if not hasattr(net, ability):
-        what = {"eps": "predicts no noise", "gradient": "is no classifier"}[ability]
-        raise ConfigError(f"{option}: '{name}' is of family '{net.card.family}' and {what}")
-    return net
-
-
-def _delayed(display: Display, name: str, total: int) -> Callable[[int], None]:
-    """Shows progress from the third second on: what is over sooner needs none."""
-    start, shown = time.monotonic(), False
-
-    def advance(done: int) -> None:
-        nonlocal shown
-        if not shown and time.monotonic() - start > PATIENCE:
-            display.stage(name, total)
-            shown = True
-        if shown:
-            display.advance(name, done, total)
-
-    return advance
-
-
-def _roots() -> tuple[Path, Path, Path]:
-    """Where spaces and recipes lie: here, in a checkout, in an installed package."""
-    package = Path(__file__).parent
-    return Path(), package.parent, package / "recipes"
-
-
 def _ls(args: argparse.Namespace) -> int:
     """One line per file: path and its first comment."""
     seen = set()
     for folder in ("search_spaces", "supernets"):
-        for root in _roots():
+        for root in roots():
             for path in sorted((root / folder).glob("*.yaml")):
                 if path.resolve() not in seen:
                     seen.add(path.resolve())
@@ -364,12 +213,12 @@ def _ls(args: argparse.Namespace) -> int:
 COMMANDS = {
     "run": _run,
     "resume": _resume,
-    "train": _train,
+    "train": train,
     "validate": _validate,
     "status": _status,
     "front": _front,
     "plot": _plot,
-    "sample": _sample,
+    "sample": sample,
     "ls": _ls,
 }
 

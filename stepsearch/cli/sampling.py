@@ -1,0 +1,124 @@
+"""`stepsearch sample`: images of a trial, or of a schedule file."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stepsearch.cli.common import delayed, roots
+from stepsearch.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from stepsearch.core.schedule import StepSchedule
+    from stepsearch.sample import Nets
+
+
+def sample_arguments(parser: argparse.ArgumentParser) -> None:
+    """What `sample` is told."""
+    parser.epilog = "Image j starts from the same noise in every folder, so grids can be compared."
+    parser.add_argument("run", nargs="?", type=Path, metavar="RUN")
+    text = "trial_id, key, or the beginning of a key"
+    parser.add_argument("trial", nargs="?", metavar="TRIAL", help=text)
+    parser.add_argument("--schedule", type=Path, metavar="FILE", help="instead of RUN and TRIAL")
+    text = "of the schedule: a recipe, a NAME of `stepsearch ls`, or weights (.safetensors)"
+    parser.add_argument("--supernet", metavar="NAME", help=text)
+    parser.add_argument("--guide", metavar="NAME", help="classifier of the schedule, likewise")
+    parser.add_argument("-n", "--count", type=int, default=64, help="images (default 64)")
+    parser.add_argument("--seed", type=int, help="of the noise (default: the run's, else 0)")
+    parser.add_argument("--batch", type=int, default=64, help="images at a time (default 64)")
+    parser.add_argument("-o", "--output", type=Path, help="folder (default RUN/samples/KEY)")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+
+
+def sample(args: argparse.Namespace) -> int:
+    """Write images; the folder is printed."""
+    _check(args)  # before torch is imported
+    from stepsearch.evaluate import pick_device
+    from stepsearch.progress import Display
+    from stepsearch.sample import Job, check_output, write_samples
+
+    device = pick_device(args.device)
+    schedule, nets, seed = (_of_file if args.schedule else _of_run)(args, device)
+    seed = seed if args.seed is None else args.seed
+    folder = args.output or (args.run or Path()) / "samples" / schedule.key()
+    check_output(folder)
+    job = Job(schedule, args.count, seed, args.batch, device)
+    with Display() as display:
+        write_samples(folder, job, nets, delayed(display, "images", args.count))
+    print(folder)
+    return 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    """ConfigError where arguments are missing, too many or senseless."""
+    from_run = [n for n in ("run", "trial") if getattr(args, n) is not None]
+    from_file = [f"--{n}" for n in ("schedule", "supernet", "guide") if getattr(args, n)]
+    if from_run and from_file:
+        raise ConfigError(f"sample: {from_file[0]} is for a schedule file, not for RUN; drop one")
+    if not from_file and len(from_run) < 2:
+        missing = "TRIAL is" if from_run else "RUN and TRIAL (or --schedule and --supernet) are"
+        raise ConfigError(f"sample: {missing} missing; see `stepsearch sample --help`")
+    if from_file and not (args.schedule and args.supernet):
+        missing = "--supernet" if args.schedule else "--schedule"
+        raise ConfigError(f"sample: {missing} is missing; give --schedule and --supernet")
+    for name, least in (("count", 1), ("batch", 1), ("seed", 0)):
+        value = getattr(args, name)
+        if value is not None and not least <= value < 2**63:
+            raise ConfigError(f"--{name}: must be at least {least}, got {value}")
+
+
+def _of_run(args: argparse.Namespace, device: str) -> tuple[StepSchedule, Nets, int]:
+    """Schedule, networks and seed of a trial of a run."""
+    from stepsearch.config import read_space
+    from stepsearch.core.schedule import StepSchedule
+    from stepsearch.sample import find_trial, run_networks
+    from stepsearch.store import JOURNAL, is_run, read_journal
+
+    if not is_run(args.run):
+        raise ConfigError(f"{args.run}: no run directory (no {JOURNAL})")
+    trial = find_trial(read_journal(args.run / JOURNAL)[0], args.trial, args.run)
+    settings = read_space(args.run / "resolved.yaml")
+    schedule = StepSchedule.from_json(trial.schedule)
+    nets = run_networks(schedule, settings.networks, device)
+    return schedule, nets, settings.evaluation.seed
+
+
+def _of_file(args: argparse.Namespace, device: str) -> tuple[StepSchedule, Nets, int]:
+    """Schedule of a file, bound to the networks that are named."""
+    from stepsearch.sample import bind, read_schedule
+
+    given = read_schedule(args.schedule)
+    net = _network("--supernet", args.supernet, "eps", device)
+    guide = None if args.guide is None else _network("--guide", args.guide, "gradient", device)
+    try:
+        schedule = bind(given, net.card, None if guide is None else guide.card)
+    except ConfigError as error:
+        raise ConfigError(f"{args.schedule}: {error}") from None
+    (old,), (new,) = given.stages, schedule.stages
+    for was, now in ((old.net, new.net), (old.guide, new.guide)):
+        if was != now:
+            print(f"{args.schedule}: made for {was}, sampled with {now}", file=sys.stderr)
+    return schedule, {n.card.key: n for n in (net, guide) if n is not None}, 0
+
+
+def _network(option: str, name: str, ability: str, device: str) -> Any:
+    """What a path of weights, a path of a recipe, or a recipe's name stands for."""
+    from stepsearch.config import read_recipe
+    from stepsearch.nets.load import load_net
+    from stepsearch.sample import recipe_weights
+
+    paths = [Path(name), *(root / "supernets" / f"{name}.yaml" for root in roots())]
+    path = next((path for path in paths if path.is_file()), None)
+    if path is None:
+        raise ConfigError(
+            f"{option}: '{name}' is neither a recipe, nor weights, nor a name that `stepsearch ls` "
+            f"lists under supernets"
+        )
+    weights = path if path.suffix == ".safetensors" else recipe_weights(read_recipe(path))
+    net = load_net(weights, device=device)
+    if not hasattr(net, ability):
+        what = {"eps": "predicts no noise", "gradient": "is no classifier"}[ability]
+        raise ConfigError(f"{option}: '{name}' is of family '{net.card.family}' and {what}")
+    return net
