@@ -1,6 +1,10 @@
 """Supernet training: resumable, seeded, and it learns."""
 
+import contextlib
+import threading
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,8 +16,9 @@ from stepsearch.core.process import get_process
 from stepsearch.core.settings import TrainConfig
 from stepsearch.nets.families import FAMILIES
 from stepsearch.nets.unet import UNet, UNetArch
+from stepsearch.training.batches import Batches, sandwich_widths
 from stepsearch.training.data import load_dataset
-from stepsearch.training.loop import _batch, sandwich_widths, train_supernet
+from stepsearch.training.loop import Team, train_supernet
 
 WIDTHS = (0.25, 0.5, 0.75, 1.0)
 SHORT = TrainConfig(steps=12, batch=32, warmup=4, checkpoint_every=5)
@@ -63,10 +68,13 @@ def train(images, labels, tmp_path):
         marks=labels,
         spy=None,
         loss=None,
+        keep=False,
+        made=None,
+        **how,
     ):
         family, arch = net
-        module, widths = build((family, arch | {"dropout": dropout}))
-        with torch.random.fork_rng():
+        module, widths = made or build((family, arch | {"dropout": dropout}))
+        with torch.random.fork_rng() if made is None else contextlib.nullcontext():
             if spy is not None:
                 module.register_forward_pre_hook(spy)
             if rng is not None:
@@ -84,20 +92,19 @@ def train(images, labels, tmp_path):
             try:
                 ema = train_supernet(
                     module,
-                    data,
-                    widths,
-                    process,
+                    Batches(data, widths, process, config, labels=marks),
                     config,
                     loss=loss or FAMILIES[family].loss,
-                    labels=marks,
                     checkpoint=checkpoint,
                     on_step=on_step,
+                    **how,
                 )
             except Killed:
                 assert steps[-1] == kill
                 return None, module, steps
             assert kill is None
-            assert not checkpoint.exists(), "the checkpoint stays behind"
+            if not keep:
+                checkpoint.unlink(missing_ok=True)
             return ema, module, steps
 
     return train
@@ -161,13 +168,7 @@ class TestSeeds:
         (a, *_), (b, *_) = (train(TrainConfig(3, 32, seed=s), data=same) for s in (0, 1))
         assert not torch.equal(a["tail.weight"], b["tail.weight"])
 
-    @pytest.mark.parametrize(
-        "dropout",
-        [
-            0.0,
-            0.1,
-        ],
-    )
+    @pytest.mark.parametrize("dropout", [0.0, 0.1])
     def test_the_global_generator_does_not_matter(self, train, dropout):
         (a, *_), (b, *_) = (train(dropout=dropout, rng=seed) for seed in (1, 2))
         assert equal(a, b)
@@ -223,13 +224,6 @@ class TestLabels:
     def test_labels_do_not_change_an_unconditional_network(self, train):
         assert equal(train()[0], train(marks=None)[0])
 
-    def test_an_unconditional_loss_draws_nothing(self):
-        """So that weights of a recipe stay what they were before networks had labels."""
-        rng, x = torch.Generator().manual_seed(0), torch.zeros(2, 1, 8, 8)
-        before = rng.get_state()
-        FAMILIES["unet"].loss(build(PLAIN)[0], x, torch.zeros(2), x, torch.ones(2), 1.0, rng)
-        assert torch.equal(rng.get_state(), before)
-
     @pytest.mark.parametrize("net", [CONDITIONAL, CLASSIFIER], ids=str)
     def test_labels_decide_what_is_learnt(self, train, net, labels):
         assert not equal(train(net=net)[0], train(net=net, marks=9 - labels)[0])
@@ -263,12 +257,12 @@ class TestLabels:
         data = np.broadcast_to(labels.astype(np.uint8)[:, None, None, None] * 25, (256, 1, 8, 8))
         process, seen = get_process("vp-linear-1000"), []
 
-        def loss(module, noisy, time, noise, labels, width, rng):
-            level = torch.tensor([process.level_at(int(t)) for t in time])
+        def loss(module, batch, width):
+            level = torch.tensor([process.level_at(int(t)) for t in batch.time])
             scale = (1 + level**2).sqrt()[:, None, None, None]
-            x0 = scale * noisy - level[:, None, None, None] * noise
-            seen.append(((x0 + 1) * 127.5 / 25 - labels[:, None, None, None]).abs().max())
-            return FAMILIES["unet"].loss(module, noisy, time, noise, labels, width, rng)
+            x0 = scale * batch.noisy - level[:, None, None, None] * batch.noise
+            seen.append(((x0 + 1) * 127.5 / 25 - batch.labels[:, None, None, None]).abs().max())
+            return FAMILIES["unet"].loss(module, batch, width)
 
         train(net=CONDITIONAL, data=np.ascontiguousarray(data), loss=loss)
         assert len(seen) == 36  # three widths a step
@@ -325,26 +319,103 @@ class TestSandwich:
         assert all(s[:2] == (1.0, 0.25) and s[2] in (0.5, 0.75) for s in seen)
         assert len({s[2] for s in seen}) == 2
 
+    @pytest.mark.parametrize("between", [0, 2, 5, 9])
+    def test_as_many_between_as_are_asked_for(self, rng, between):
+        for _ in range(20):
+            got = sandwich_widths(self.MANY, rng, between)
+            assert got[:2] == (1.0, 0.25)
+            assert len(set(got)) == len(got) == 2 + min(between, 5)
+            assert set(got) <= set(self.MANY)
 
-class TestBatches:
-    CONFIG = TrainConfig(steps=1, batch=32)
 
-    @pytest.mark.parametrize(("count", "per_epoch"), [(256, 8), (100, 3), (32, 1)])
-    def test_epochs_without_replacement(self, count, per_epoch):
-        batches = [_batch(count, step, self.CONFIG) for step in range(5 * per_epoch)]
-        assert all(len(batch) == 32 for batch in batches)
-        epochs = np.array(batches).reshape(5, -1)
-        assert all(len(set(epoch)) == 32 * per_epoch for epoch in epochs.tolist())
-        assert epochs.min() >= 0
-        assert epochs.max() < count
-        assert len({tuple(epoch) for epoch in epochs.tolist()}) == 5
+class TestOptions:
+    """Of the recipe's train section."""
 
-    def test_the_ragged_end_is_another_one_each_epoch(self):
-        """Over some epochs every image is used."""
-        used = np.concatenate([_batch(100, step, self.CONFIG) for step in range(30)])
-        assert set(used) == set(range(100))
+    def test_a_batch_may_be_cut_into_parts(self, train):
+        (whole, *_), (parts, *_) = train(), train(replace(SHORT, accumulate=4))
+        assert not equal(whole, parts)  # summed in another order
+        assert all((whole[n] - parts[n]).abs().max() < 2e-5 for n in whole)
 
-    def test_seeded(self):
-        other = TrainConfig(steps=1, batch=32, seed=1)
-        assert np.array_equal(_batch(256, 9, self.CONFIG), _batch(256, 9, self.CONFIG))
-        assert not np.array_equal(_batch(256, 9, self.CONFIG), _batch(256, 9, other))
+    def test_parts_must_be_whole(self, train):
+        with pytest.raises(ConfigError, match=r"train.batch: 32 .*1 workers x 5 parts.*multiple"):
+            train(replace(SHORT, accumulate=5))
+
+    @pytest.mark.parametrize("size", [2, 4])
+    def test_a_team_trains_what_one_trains(self, train, size):
+        """Every worker ends with the same weights, those of one worker but for rounding."""
+        alone, *_ = train()
+        barrier, shared = threading.Barrier(size), [None] * size
+        made = [build(PLAIN) for _ in range(size)]
+
+        def member(rank):
+            def average(tensor):
+                shared[rank] = tensor.clone()
+                barrier.wait()
+                tensor.copy_(torch.stack(shared).mean(0))
+                barrier.wait()
+
+            return train(name=f"rank{rank}", team=Team(rank, size, average), made=made[rank])[0]
+
+        with ThreadPoolExecutor(size) as pool, torch.random.fork_rng():
+            weights = list(pool.map(member, range(size)))
+        assert all(equal(weights[0], other) for other in weights[1:])
+        assert all((alone[n] - weights[0][n]).abs().max() < 2e-5 for n in alone)
+
+    def test_only_the_first_of_a_team_writes(self, train, tmp_path):
+        train(name="second", team=Team(1, 2), kill=12)
+        assert not (tmp_path / "second.training").exists()
+
+    def test_stopped_on_the_way_and_continued_equals_an_unbroken_run(self, train, tmp_path):
+        whole, *_ = train(name="whole")
+        train(stop=7, keep=True)
+        resumed, _, steps = train()
+        assert steps == list(range(8, 13))
+        assert equal(whole, resumed)
+
+    def test_bf16_learns_and_weights_stay_float32(self, train):
+        config = TrainConfig(steps=40, batch=32, warmup=4, precision="bf16", learning_rate=5e-3)
+        history = []
+        ema, *_ = train(config, watch=lambda module, losses: history.append(losses[1.0]))
+        assert {w.dtype for w in ema.values()} == {torch.float32}
+        assert np.mean(history[-10:]) < 0.6 < history[0]
+
+    def test_bf16_is_used(self, train):
+        assert not equal(train()[0], train(replace(SHORT, precision="bf16"))[0])
+
+    def test_a_compiled_network_is_what_trains(self, train, monkeypatch):
+        """Compiling for real takes half a minute a width; that is torch's to test."""
+        compiled, calls = [], []
+
+        class Compiled:
+            def __init__(self, module):
+                compiled.append(module)
+                self.arch = module.arch  # torch's passes all attributes on
+
+            def __call__(self, *args, width):
+                calls.append(width)
+                return compiled[0](*args, width=width)
+
+        monkeypatch.setattr(torch, "compile", Compiled)
+        plain, *_ = train()
+        assert not compiled
+        again, module, _ = train(replace(SHORT, compile=True))
+        assert compiled == [module]
+        assert len(calls) == 36  # three widths a step
+        assert equal(plain, again)
+
+    @pytest.mark.parametrize(("power", "weights"), [(0, [1, 1]), (1, [4, 1]), (-2, [1, 16])])
+    def test_width_weight_weighs_the_losses_of_a_step(self, train, power, weights):
+        """The gradient is their weighted mean; the losses that are told are the plain ones."""
+        told, gradients = [], []
+
+        def loss(module, batch, width):
+            return module.tail.bias.sum() * {1.0: 3.0, 0.25: 7.0}[width] + 1
+
+        def watch(module, losses):
+            told.append(losses)
+            gradients.append(float(module.tail.bias.grad))
+
+        config = TrainConfig(1, 32, between=0, width_weight=power, grad_clip=1e9)
+        train(config, loss=loss, watch=watch)
+        assert gradients == pytest.approx([np.average([3, 7], weights=weights)], rel=1e-6)
+        assert told == [{1.0: 1.0, 0.25: 1.0}]  # the bias starts at zero
