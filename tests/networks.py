@@ -16,6 +16,13 @@ EXAMPLES = {  # small configurations of each family; a new family adds its own
         {"base": 8, "mult": [1, 2, 3], "blocks": 2, "attention": [0, 2], "groups": 2},
         {"base": 16, "mult": [2], "attention": [0], "groups": 4, "sinusoid": 6},
         {"base": 8, "groups": 2, "classes": 3, "label_dropout": 0.2},
+        {"base": 8, "attention": [1], "groups": 2, "head_dim": 2, "eps": 1e-3, "concat": "leading"}
+        | {"time": "table", "downsample": "asymmetric"},
+    ],
+    "dit": [
+        {"dim": 16, "depth": 2, "heads": 4},
+        {"dim": 24, "depth": 1, "heads": 8, "mlp": 0.5, "patch": 4},
+        {"dim": 16, "depth": 2, "heads": 4, "mlp": 2, "classes": 3, "label_dropout": 0.2},
     ],
     "gaussian": [{"components": 8}],
     "noisy-classifier": [

@@ -8,6 +8,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
@@ -55,10 +56,13 @@ def load_card(path: str | os.PathLike[str]) -> NetCard:
     return card
 
 
-def load_net(path: str | os.PathLike[str], *, device: str = "cpu") -> Net | Classifier:
+def load_net(
+    path: str | os.PathLike[str], *, device: str = "cpu", dtype: torch.dtype | None = None
+) -> Net | Classifier:
     """The network at `path` (weights or card); ConfigError where hash or weights do not fit.
 
-    A network has `eps`; a classifier, which guides one, has `gradient`.
+    A network has `eps`; a classifier, which guides one, has `gradient`. It computes in `dtype`, by
+    default float32, and answers in the type of what it is given.
     """
     card = load_card(path)
     weights = Path(path).with_suffix(".safetensors")
@@ -77,4 +81,4 @@ def load_net(path: str | os.PathLike[str], *, device: str = "cpu") -> Net | Clas
     except (SafetensorError, RuntimeError) as error:
         first = str(error).strip().splitlines()[-1].strip()
         raise ConfigError(f"{weights}: does not fit its card ({first}); train again") from None
-    return FAMILIES[card.family].adapt(card, module, device)
+    return FAMILIES[card.family].adapt(card, module.to(dtype), device)

@@ -45,7 +45,10 @@ class SlimLayer(nn.Module, ABC):
 
 
 class SlimConv2d(SlimLayer):
-    """Convolution over slim sources; `slim_in` or `slim_out` False keeps that side full."""
+    """Convolution over slim sources; `slim_in` or `slim_out` False keeps that side full.
+
+    Padding is half a kernel on every side, or right and below alone with `pad_after`.
+    """
 
     def __init__(
         self,
@@ -56,10 +59,11 @@ class SlimConv2d(SlimLayer):
         stride: int = 1,
         slim_in: bool = True,
         slim_out: bool = True,
+        pad_after: bool = False,
     ) -> None:
         super().__init__()
         self.sources, self.out, self.stride, self.padding = sources, out, stride, kernel // 2
-        self.slim_in, self.slim_out = slim_in, slim_out
+        self.slim_in, self.slim_out, self.pad_after = slim_in, slim_out, pad_after
         plain = nn.Conv2d(sum(sources), out, kernel)
         self.weight, self.bias = plain.weight, plain.bias
 
@@ -75,6 +79,9 @@ class SlimConv2d(SlimLayer):
     def forward(self, x: Tensor, *, width: float) -> Tensor:
         """(B, slim in, H, W) -> (B, slim out, H', W')."""
         weight, bias = self.weights(width)
+        if self.pad_after:
+            after = self.padding
+            return F.conv2d(F.pad(x, (0, after, 0, after)), weight, bias, self.stride)
         return F.conv2d(x, weight, bias, self.stride, self.padding)
 
 
@@ -100,9 +107,9 @@ class SlimLinear(SlimLayer):
 class SlimGroupNorm(SlimLayer):
     """Group normalisation with the same number of groups at every width; groups shrink instead."""
 
-    def __init__(self, sources: tuple[int, ...], groups: int) -> None:
+    def __init__(self, sources: tuple[int, ...], groups: int, eps: float = 1e-5) -> None:
         super().__init__()
-        self.sources, self.groups = sources, groups
+        self.sources, self.groups, self.eps = sources, groups, eps
         self.weight = nn.Parameter(torch.ones(sum(sources)))
         self.bias = nn.Parameter(torch.zeros(sum(sources)))
 
@@ -114,7 +121,7 @@ class SlimGroupNorm(SlimLayer):
 
     def forward(self, x: Tensor, *, width: float) -> Tensor:
         """(B, slim, H, W) -> same shape."""
-        return F.group_norm(x, self.groups, *self.weights(width))
+        return F.group_norm(x, self.groups, *self.weights(width), self.eps)
 
 
 class SlimEmbedding(SlimLayer):
@@ -131,6 +138,21 @@ class SlimEmbedding(SlimLayer):
     def forward(self, rows: Tensor, *, width: float) -> Tensor:
         """(B,) whole numbers -> (B, slim out)."""
         return F.embedding(rows, *self.weights(width))
+
+
+class SlimTable(SlimLayer):
+    """A vector for each whole number, full at every width and never trained."""
+
+    def __init__(self, rows: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(rows, requires_grad=False)
+
+    def weights(self, width: float) -> tuple[Tensor]:
+        return (self.weight,)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """(B,) numbers, of which the nearest row counts -> (B, channels)."""
+        return F.embedding(rows.round().long(), self.weight)
 
 
 def copy_slices(source: nn.Module, target: nn.Module, width: float) -> None:

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any, ClassVar, Self
+from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,127 +20,19 @@ from torch import Tensor, nn
 
 from stepsearch.core.errors import ConfigError
 from stepsearch.core.protocols import NoisyBatch
-from stepsearch.core.registry import did_you_mean
 from stepsearch.nets.families import FAMILIES, Family, noise_error
 from stepsearch.nets.slim import (
     SlimConv2d,
     SlimEmbedding,
     SlimGroupNorm,
     SlimLinear,
+    SlimTable,
     copy_slices,
     slim_channels,
 )
+from stepsearch.nets.unet_arch import Arch, UNetArch
 
-
-@dataclass(frozen=True, slots=True)
-class Arch:
-    """What a U-Net and its encoder half share; `base` channels times `mult` per level."""
-
-    family: ClassVar[str] = "unet"
-
-    image_channels: int
-    base: int
-    mult: tuple[int, ...] = (1, 2)
-    blocks: int = 1
-    attention: tuple[int, ...] = ()  # levels, 0 = full resolution
-    groups: int = 8
-    dropout: float = 0.0
-    sinusoid: int = 0  # channels of the time sinusoid; 0 = base
-    classes: int = 0  # labels 0 .. classes - 1; 0 = none
-
-    def __post_init__(self) -> None:
-        if self.base < 1:
-            raise self.error(f"base: must be at least 1, got {self.base}")
-        if self.sinusoid < 0 or (self.sinusoid or self.base) % 2:
-            raise self.error(
-                f"sinusoid (by default base): an even number is needed, got "
-                f"{self.sinusoid or self.base}"
-            )
-        if not self.mult or min(self.mult) < 1 or self.blocks < 1:
-            raise self.error(
-                f"mult and blocks start at 1, got mult={list(self.mult)}, blocks={self.blocks}"
-            )
-        if self.groups < 1 or not 0 <= self.dropout < 1:
-            raise self.error(
-                f"groups start at 1 and dropout lies in [0, 1), got groups={self.groups}, "
-                f"dropout={self.dropout}"
-            )
-        if any(not 0 <= level < len(self.mult) for level in self.attention):
-            raise self.error(
-                f"attention: {list(self.attention)} names a level outside 0..{len(self.mult) - 1}"
-            )
-        if self.classes < 0:
-            raise self.error(f"classes: must be at least 0, got {self.classes}")
-
-    @classmethod
-    def error(cls, message: str) -> ConfigError:
-        """An error that names the family."""
-        return ConfigError(f"{cls.family}: {message}")
-
-    @classmethod
-    def from_config(cls, data: Mapping[str, Any], image_channels: int) -> Self:
-        """Read the `net` section of a recipe; ConfigError names an unknown key."""
-        known = [f.name for f in fields(cls) if f.name != "image_channels"]
-        for key in data:
-            if key not in known:
-                raise cls.error(
-                    f"unknown key '{key}'{did_you_mean(key, known)}; known: {', '.join(known)}"
-                )
-        values = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
-        for key, value in values.items():
-            numbers = value if key in ("mult", "attention") else (value,)
-            kind = (int, float) if key.endswith("dropout") else (int,)
-            if not isinstance(numbers, tuple) or any(type(n) not in kind for n in numbers):
-                expected = "a list of whole numbers" if numbers is value else "a number"
-                raise cls.error(f"{key}: expected {expected}, got {data[key]!r}")
-        if "base" not in values:
-            raise cls.error("base: the number of channels at width 1 is missing")
-        return cls(image_channels=image_channels, **values)
-
-    def check_image(self, shape: tuple[int, ...]) -> None:
-        """ConfigError where images (C, H, W) cannot be halved between all levels."""
-        step = 2 ** (len(self.mult) - 1)
-        if any(side % step for side in shape[1:]):
-            raise self.error(
-                f"mult: {len(self.mult)} levels need images whose sides divide by {step}, "
-                f"got {shape[1]}x{shape[2]}"
-            )
-
-    def check_widths(self, widths: Sequence[float]) -> None:
-        """ConfigError where a width leaves no whole channel or a group norm no whole group."""
-        for width in widths:
-            slim = self.base * width
-            if not 0 < width <= 1:
-                raise self.error(f"widths lie in (0, 1], got {width}")
-            if round(slim) < 1 or abs(slim - round(slim)) > 1e-6 or round(slim) % self.groups:
-                raise self.error(
-                    f"base {self.base} at width {width} is {slim:g} channels, which do not "
-                    f"fall into {self.groups} groups; choose base and groups to fit all widths"
-                )
-
-
-@dataclass(frozen=True, slots=True)
-class UNetArch(Arch):
-    """Everything that fixes the layout of a U-Net, and how its labels are trained."""
-
-    label_dropout: float = 0.1  # part of the labels that training hides, so that none is learnt
-
-    def __post_init__(self) -> None:
-        super(UNetArch, self).__post_init__()  # slots make a new class, which super() misses
-        if not 0 < self.label_dropout < 1:
-            raise self.error(
-                f"label_dropout: must lie in (0, 1), so that the network learns to answer with "
-                f"and without a label, got {self.label_dropout}"
-            )
-
-    @classmethod
-    def from_config(cls, data: Mapping[str, Any], image_channels: int) -> Self:
-        """Read the `net` section of a recipe; `label_dropout` means nothing without classes."""
-        if "label_dropout" in data and not data.get("classes"):
-            raise cls.error(
-                "label_dropout: there are no labels to hide; give classes, or remove it"
-            )
-        return super(UNetArch, cls).from_config(data, image_channels)
+TIMES = 1000  # rows of a table of times: whole times 0 .. 999
 
 
 class ResBlock(nn.Module):
@@ -150,16 +42,16 @@ class ResBlock(nn.Module):
         self, sources: tuple[int, ...], out: int, time: int, attention: bool, arch: Arch
     ) -> None:
         super().__init__()
-        self.norm1 = SlimGroupNorm(sources, arch.groups)
+        self.norm1 = SlimGroupNorm(sources, arch.groups, arch.eps)
         self.conv1 = SlimConv2d(sources, out, 3)
         self.time = SlimLinear(time, out)
-        self.norm2 = SlimGroupNorm((out,), arch.groups)
+        self.norm2 = SlimGroupNorm((out,), arch.groups, arch.eps)
         self.dropout = nn.Dropout(arch.dropout)
         self.conv2 = SlimConv2d((out,), out, 3)
         nn.init.zeros_(self.conv2.weight)
         nn.init.zeros_(self.conv2.bias)
         self.shortcut = SlimConv2d(sources, out, 1) if sources != (out,) else None
-        self.attention = SelfAttention(out, arch.groups) if attention else None
+        self.attention = SelfAttention(out, arch) if attention else None
 
     def forward(self, x: Tensor, embedding: Tensor, *, width: float) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x, width=width)), width=width)
@@ -171,11 +63,12 @@ class ResBlock(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Single-head self-attention over positions, scaled by the channels in use."""
+    """Self-attention over positions; one head over the channels in use, or heads of `head_dim`."""
 
-    def __init__(self, channels: int, groups: int) -> None:
+    def __init__(self, channels: int, arch: Arch) -> None:
         super().__init__()
-        self.norm = SlimGroupNorm((channels,), groups)
+        self.head_dim = arch.head_dim
+        self.norm = SlimGroupNorm((channels,), arch.groups, arch.eps)
         self.query, self.key, self.value, self.out = (
             SlimConv2d((channels,), channels, 1) for _ in range(4)
         )
@@ -184,8 +77,12 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, *, width: float) -> Tensor:
         h = self.norm(x, width=width)
-        q, k, v = (f(h, width=width).flatten(2).mT for f in (self.query, self.key, self.value))
-        h = F.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None])[:, 0]
+        heads = (-1, self.head_dim or x.shape[1])
+        q, k, v = (
+            layer(h, width=width).flatten(2).unflatten(1, heads).mT  # (B, heads, positions, dim)
+            for layer in (self.query, self.key, self.value)
+        )
+        h = F.scaled_dot_product_attention(q, k, v)
         return x + self.out(h.mT.reshape(x.shape), width=width)
 
 
@@ -197,6 +94,8 @@ class Encoder(nn.Module):
         self.arch = arch
         base, time = arch.base, 4 * arch.base
         self.sinusoid = arch.sinusoid or base
+        rows = sinusoid(torch.arange(TIMES), self.sinusoid) if arch.time == "table" else None
+        self.table = None if rows is None else SlimTable(rows.to(torch.get_default_dtype()))
         self.time1 = SlimLinear(self.sinusoid, time, slim_in=False)
         self.time2 = SlimLinear(time, time)
         self.head = SlimConv2d((arch.image_channels,), base, 3, slim_in=False)
@@ -208,8 +107,9 @@ class Encoder(nn.Module):
                 self.down.append(self.block((source,), out, level in arch.attention))
                 self.channels.append(out)
             if level + 1 < len(arch.mult):
-                self.down.append(SlimConv2d((base * factor,), base * factor, 3, stride=2))
-                self.channels.append(base * factor)
+                out, after = base * factor, arch.downsample == "asymmetric"
+                self.down.append(SlimConv2d((out,), out, 3, stride=2, pad_after=after))
+                self.channels.append(out)
 
     def block(self, sources: tuple[int, ...], out: int, attention: bool) -> ResBlock:
         """A residual block that knows the time."""
@@ -217,7 +117,8 @@ class Encoder(nn.Module):
 
     def embed(self, time: Tensor, dtype: torch.dtype, *, width: float) -> Tensor:
         """Embedding of the time before its last SiLU, (B,) -> (B, 4 base width)."""
-        embedding = self.time1(sinusoid(time, self.sinusoid).to(dtype), width=width)
+        waves = sinusoid(time, self.sinusoid) if self.table is None else self.table(time)
+        embedding = self.time1(waves.to(dtype), width=width)
         return self.time2(F.silu(embedding), width=width)
 
     def encode(self, x: Tensor, embedding: Tensor, *, width: float) -> list[Tensor]:
@@ -242,12 +143,14 @@ class UNet(Encoder):
         self.up = nn.ModuleList()
         for level, factor in reversed(list(enumerate(arch.mult))):
             for _ in range(arch.blocks + 1):
-                out = base * factor
-                self.up.append(self.block((channels, skips.pop()), out, level in arch.attention))
+                out, sources = base * factor, (channels, skips.pop())
+                if arch.concat == "leading":  # as in DDSM's code: a width takes the first columns
+                    sources = (sum(sources),)
+                self.up.append(self.block(sources, out, level in arch.attention))
                 channels = out
             if level:
                 self.up.append(SlimConv2d((channels,), channels, 3))
-        self.norm = SlimGroupNorm((channels,), arch.groups)
+        self.norm = SlimGroupNorm((channels,), arch.groups, arch.eps)
         self.tail = SlimConv2d((channels,), arch.image_channels, 3, slim_out=False)
         nn.init.zeros_(self.tail.weight)
         nn.init.zeros_(self.tail.bias)

@@ -348,6 +348,22 @@ class TestConfig:
             ("unet", CONDITIONAL | {"label_dropout": "a"}, ["label_dropout", "'a'"]),
             ("unet", {"base": 8, "groups": 2, "label_dropout": 0.1}, ["label_dropout", "classes"]),
             (
+                "unet",
+                {"base": 8, "groups": 2, "time": "rows"},
+                ["time", "sinusoid, table", "'rows'"],
+            ),
+            ("unet", {"base": 8, "groups": 2, "concat": ["leading"]}, ["concat", "['leading']"]),
+            ("unet", {"base": 8, "groups": 2, "downsample": 0}, ["downsample", "asymmetric", "0"]),
+            ("unet", {"base": 8, "groups": 2, "eps": 0}, ["eps=0"]),
+            ("unet", {"base": 8, "groups": 2, "eps": "1e-6"}, ["eps", "'1e-6'"]),
+            ("unet", {"base": 8, "groups": 2, "head_dim": -1}, ["head_dim=-1"]),
+            (
+                "unet",  # the middle attends at any rate
+                {"base": 8, "mult": [2, 1], "groups": 2, "head_dim": 4},
+                ["over 8 channels at width 0.25", "2 channels", "heads of 4"],
+            ),
+            ("noisy-classifier", {"base": 8, "classes": 3, "concat": "leading"}, ["'concat'"]),
+            (
                 "noisy-classifier",
                 {"base": 8, "groups": 2},
                 ["noisy-classifier: classes", "missing"],
