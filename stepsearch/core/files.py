@@ -5,6 +5,14 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import platformdirs
+
+
+def cache_folder() -> Path:
+    """Where images, extractors and reference statistics are kept, named by content."""
+    set_by_user = os.environ.get("STEPSEARCH_CACHE")
+    return Path(set_by_user) if set_by_user else Path(platformdirs.user_cache_dir("stepsearch"))
+
 
 def write_atomic(path: Path, data: bytes) -> None:
     """Write beside, fsync, rename, fsync the folder: a kill leaves the old or the new file."""

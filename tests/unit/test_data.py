@@ -3,33 +3,22 @@
 import io
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
+from pictures import encode, fails, save_all, stacked
 from PIL import Image
 
-from stepsearch.core.errors import ConfigError
 from stepsearch.training.data import load_dataset
 
 
-def encode(pixels, kind="PNG"):
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, kind)
-    return file.getvalue()
+@pytest.fixture(autouse=True)
+def _cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("STEPSEARCH_CACHE", str(tmp_path_factory.mktemp("cache")))
 
 
 @pytest.fixture
 def rgb(rng):
     """Six colour images, (N, H, W, C)."""
     return rng.integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
-
-
-def fails(kind, path, *named, size=None):
-    with pytest.raises(ConfigError) as caught:
-        load_dataset(kind, path, size)
-    message = str(caught.value)
-    assert all(str(part) in message for part in named), message
-    assert "\n" not in message
 
 
 class TestDigits:
@@ -103,13 +92,21 @@ class TestFolder:
             (tmp_path / f"{i}.png").write_bytes(encode(pixels))
         assert (load_dataset("folder", tmp_path, 4).images == 200).all()
 
-    def test_grey_and_colour_together_are_colour(self, tmp_path, rgb):
-        (tmp_path / "a.png").write_bytes(encode(rgb[0, :, :, 0]))
-        (tmp_path / "b.png").write_bytes(encode(rgb[1]))
-        images = load_dataset("folder", tmp_path).images
-        assert images.shape == (2, 3, 8, 8)
-        assert all(np.array_equal(channel, rgb[0, :, :, 0]) for channel in images[0])
-        assert np.array_equal(images[1], rgb[1].transpose(2, 0, 1))
+    @pytest.mark.parametrize("first", ["grey", "colour"])
+    def test_grey_among_colour_is_counted_and_channels_decides(self, tmp_path, rgb, first):
+        pictures = [*rgb[:4], rgb[4, :, :, 0], rgb[5, :, :, 0]]
+        order = range(6) if first == "colour" else range(5, -1, -1)
+        save_all(tmp_path, [pictures[i] for i in order])
+        name = "04.png" if first == "colour" else "00.png"
+        fails("folder", tmp_path, tmp_path, "2 of 6", f"first: {name}", "channels: 3")
+        colour = load_dataset("folder", tmp_path, channels=3).images
+        assert np.array_equal(colour[list(order).index(0)], rgb[0].transpose(2, 0, 1))
+        assert all(np.array_equal(c, pictures[4]) for c in colour[list(order).index(4)])
+        grey = load_dataset("folder", tmp_path, channels=1).images
+        assert grey.shape == (6, 1, 8, 8)
+        assert np.array_equal(grey[list(order).index(4), 0], pictures[4])
+        want = np.asarray(Image.fromarray(rgb[0]).convert("L"))
+        assert np.array_equal(grey[list(order).index(0), 0], want)
 
     def test_grey_alone_is_one_channel(self, tmp_path, rgb):
         (tmp_path / "a.png").write_bytes(encode(rgb[0, :, :, 0]))
@@ -121,7 +118,7 @@ class TestFolder:
         (tmp_path / "2.png").write_bytes(b"not an image")
         (tmp_path / "4.png").write_bytes(encode(rgb[4])[:60])  # cut off
         (tmp_path / "5.jpg").write_bytes(b"")
-        fails("folder", tmp_path, "3 unreadable", tmp_path / "2.png")
+        fails("folder", tmp_path, f"{tmp_path}: 3 unreadable", "of 7", "2.png (", "corrupt: skip")
 
     def test_broken_chunk(self, tmp_path, rgb):
         data = bytearray(encode(rgb[0]))
@@ -146,9 +143,51 @@ class TestFolder:
         got = load_dataset("folder", tmp_path).images.ravel().astype(int)
         assert abs(got - pixels.ravel() / 257).max() <= 1
 
+    def test_exif_orientation_turns_the_image(self, tmp_path, rng):
+        pixels = rng.integers(0, 256, (8, 12, 3), dtype=np.uint8)
+        exif = Image.Exif()
+        exif[0x0112] = 6  # the camera lay on its side: a quarter turn clockwise makes it upright
+        (tmp_path / "a.png").write_bytes(encode(pixels, exif=exif))
+        got = load_dataset("folder", tmp_path).images[0]
+        assert np.array_equal(got, np.rot90(pixels, -1).transpose(2, 0, 1))
+
+    @pytest.mark.parametrize(
+        ("mode", "kind"), [("P", "PNG"), ("RGBA", "PNG"), ("P", "BMP"), ("CMYK", "JPEG")]
+    )
+    def test_other_modes_are_colour(self, tmp_path, mode, kind):
+        image = Image.new("RGB", (8, 8), (204, 51, 102)).convert(mode)
+        (tmp_path / f"a.{kind.lower()}").write_bytes(encode(image, kind))
+        got = load_dataset("folder", tmp_path).images.astype(int)
+        assert got.shape == (1, 3, 8, 8)
+        assert abs(got - np.reshape([204, 51, 102], (1, 3, 1, 1))).max() <= 4
+
+    def test_alpha_is_dropped_not_composited(self, tmp_path, rgb):
+        alpha = np.concatenate([rgb[0], np.zeros((8, 8, 1), np.uint8)], axis=2)
+        (tmp_path / "a.png").write_bytes(encode(alpha))
+        got = load_dataset("folder", tmp_path).images
+        assert np.array_equal(got, stacked(rgb[:1]))
+
+    @pytest.mark.parametrize(
+        ("name", "kind", "says"),
+        [("a.gif", "GIF", ".gif is not read"), ("a.tif", "TIFF", ".tif"), ("a.png", "PNG", "anim")],
+    )
+    def test_what_is_not_read_is_told(self, tmp_path, rgb, name, kind, says):
+        save_all(tmp_path, rgb[1:])
+        frames = [Image.fromarray(p) for p in rgb]
+        more = {} if kind == "TIFF" else {"save_all": True, "append_images": frames[1:]}
+        (tmp_path / name).write_bytes(encode(frames[0], kind, **more))
+        fails("folder", tmp_path, "1 unreadable", f"{name} (", says)
+
     def test_nothing_to_load(self, tmp_path):
         fails("folder", tmp_path, tmp_path, "no images", ".png")
         fails("folder", None, "folder needs a path")
+
+    def test_links_are_followed_but_not_for_ever(self, tmp_path, rgb):
+        save_all(tmp_path / "elsewhere" / "cat", rgb[:2])
+        save_all(tmp_path / "set" / "dog", rgb[2:3])
+        (tmp_path / "set" / "cat").symlink_to(tmp_path / "elsewhere" / "cat")
+        (tmp_path / "set" / "dog" / "back").symlink_to(tmp_path / "set")
+        assert load_dataset("folder", tmp_path / "set").labels.tolist() == [0, 0, 1]
 
     @pytest.mark.parametrize("size", [0, -1])
     def test_size_must_be_positive(self, tmp_path, rgb, size):
@@ -196,6 +235,17 @@ class TestNpz:
         np.savez(tmp_path / "a.npz", images=rgb, labels=np.arange(9))
         fails("npz", tmp_path / "a.npz", "9", "6")
 
+    @pytest.mark.parametrize("labels", [np.eye(6), np.array(list("abcdef")), np.ones(6)], ids=str)
+    def test_labels_must_be_whole_numbers(self, tmp_path, rgb, labels):
+        np.savez(tmp_path / "a.npz", images=rgb, labels=labels)
+        fails("npz", tmp_path / "a.npz", "whole number", str(labels.dtype), "argmax")
+
+    def test_channels(self, tmp_path, rgb):
+        np.savez(tmp_path / "a.npz", images=rgb, labels=np.arange(6))
+        grey = load_dataset("npz", tmp_path / "a.npz", channels=1)
+        assert grey.images.shape == (6, 1, 8, 8)
+        assert grey.labels.tolist() == [0, 1, 2, 3, 4, 5]
+
     def test_channels_must_come_last(self, tmp_path, rgb):
         np.savez(tmp_path / "a.npz", images=rgb.transpose(0, 3, 1, 2))
         fails("npz", tmp_path / "a.npz", "(N, H, W, C)")
@@ -230,76 +280,6 @@ class TestNpz:
             }[damage]
         )
         fails("npz", file, file)
-
-
-class TestParquet:
-    @pytest.fixture
-    def write(self, tmp_path):
-        def write(cells, column="img", **columns):
-            pq.write_table(pa.table({column: cells, **columns}), tmp_path / "a.parquet")
-            return tmp_path / "a.parquet"
-
-        return write
-
-    @pytest.mark.parametrize("column", ["img", "image"])
-    def test_made_up_table(self, write, rgb, column):
-        cells = [{"bytes": encode(pixels), "path": None} for pixels in rgb]
-        data = load_dataset("parquet", write(cells, column, label=[3, 1, 4, 1, 5, 9]))
-        assert np.array_equal(data.images, rgb.transpose(0, 3, 1, 2))
-        assert data.labels.tolist() == [3, 1, 4, 1, 5, 9]
-
-    def test_labels_may_be_missing(self, write, rgb):
-        assert load_dataset("parquet", write([{"bytes": encode(rgb[0])}])).labels is None
-
-    def test_corrupt_images_are_counted_and_named(self, write, rgb):
-        cells = [{"bytes": data} for data in (encode(rgb[0]), b"no", encode(rgb[1]), None)]
-        file = write(cells)
-        fails("parquet", file, "2 unreadable", f"{file}: row 1")
-
-    def test_other_columns(self, write, rgb):
-        fails("parquet", write([{"bytes": encode(rgb[0])}], "picture"), "'img'", "picture")
-
-    @pytest.mark.parametrize("data", [b"", b"hello", b"PAR1xxxx"])
-    def test_damaged_files(self, tmp_path, data):
-        file = tmp_path / "a.parquet"
-        file.write_bytes(data)
-        fails("parquet", file, file)
-
-    @pytest.mark.parametrize(
-        "content",
-        [
-            "no row",
-            "null row",
-            "plain bytes",
-            "other struct",
-        ],
-    )
-    def test_cells_of_another_kind(self, write, rgb, content):
-        data = encode(rgb[0])
-        none = pa.array([], pa.struct([("bytes", pa.binary())]))
-        cells = {
-            "no row": none,
-            "null row": [{"bytes": data}, None],
-            "plain bytes": [data],
-            "other struct": [{"path": "a.png"}],
-        }[content]
-        file = write(cells)
-        fails("parquet", file, file)
-
-    @pytest.mark.parametrize("labels", [["cat", "dog"], [0, None], [0.5, 1.0]], ids=str)
-    def test_labels_must_be_whole_numbers(self, write, rgb, labels):
-        cells = [{"bytes": encode(pixels)} for pixels in rgb[:2]]
-        fails("parquet", write(cells, label=labels), "label")
-
-    def test_cifar10(self, data):
-        file = data / "cifar10-jpeg-test.parquet"
-        if not file.is_file():
-            pytest.skip(f"{file}: no such file; set STEPSEARCH_DATA to the folder that holds it")
-        cifar = load_dataset("parquet", file, 8)
-        assert (cifar.images.shape, cifar.images.dtype) == ((10_000, 3, 8, 8), np.uint8)
-        assert cifar.labels.shape == (10_000,)
-        assert np.bincount(cifar.labels).tolist() == [1000] * 10
-        assert 100 < cifar.images.mean() < 140  # CIFAR-10's mean pixel is about 121
 
 
 class TestLoadDataset:
