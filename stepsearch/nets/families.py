@@ -11,9 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from stepsearch.core.errors import ConfigError
 from stepsearch.core.protocols import Classifier, Net, NetCard, NoisyBatch
-from stepsearch.core.registry import Registry
+from stepsearch.core.registry import Registry, did_you_mean
 from stepsearch.nets.adapters import slim_net
+
+LABEL_DROPOUT = 0.1  # part of the labels that training hides, so that none is learnt
 
 
 class Family(ABC):
@@ -52,6 +55,10 @@ class Family(ABC):
         """What training lowers, a scalar: the mean over the images of the batch."""
         raise TypeError(f"{type(self).__name__}: fitted, not trained")
 
+    def answer(self, module: nn.Module, batch: NoisyBatch, width: float) -> Tensor:
+        """The noise that a module in training predicts, some labels hidden."""
+        return predicted_noise(module, batch, width)
+
     def flops(self, module: nn.Module, image_shape: tuple[int, ...], width: float) -> float:
         """FLOPs of one image and one call at `width`; one multiply-add is 2 FLOPs."""
         return count_flops(module, image_shape, width)
@@ -61,8 +68,44 @@ class Family(ABC):
         return slim_net(card, module, device)
 
 
+def check_numbers(family: str, data: Mapping[str, Any], kinds: Mapping[str, type]) -> None:
+    """ConfigError for a key of a `net` section that is not in `kinds`, or a value of another kind.
+
+    Args:
+        kinds: int for a whole number, float for any.
+    """
+    for key, value in data.items():
+        if key not in kinds:
+            hint, known = did_you_mean(key, list(kinds)), ", ".join(kinds)
+            raise ConfigError(f"{family}: unknown key '{key}'{hint}; known: {known}")
+        if type(value) not in (int, kinds[key]):
+            expected = "a whole number" if kinds[key] is int else "a number"
+            raise ConfigError(f"{family}: {key}: expected {expected}, got {value!r}")
+
+
+def check_label_keys(family: str, data: Mapping[str, Any]) -> None:
+    """ConfigError for `classes` below 0, or a `label_dropout` that trains nothing."""
+    classes, dropout = data.get("classes", 0), data.get("label_dropout", LABEL_DROPOUT)
+    if classes < 0:
+        raise ConfigError(f"{family}: classes: must be at least 0, got {classes}")
+    if "label_dropout" in data and not classes:
+        raise ConfigError(
+            f"{family}: label_dropout: there are no labels to hide; give classes, or remove it"
+        )
+    if not 0 < dropout < 1:
+        raise ConfigError(
+            f"{family}: label_dropout: must lie in (0, 1), so that the network learns to answer "
+            f"with and without a label, got {dropout}"
+        )
+
+
 def noise_error(module: nn.Module, batch: NoisyBatch, width: float) -> Tensor:
-    """Mean squared error of the noise (Ho et al. 2020, eq. 14), some labels hidden.
+    """Mean squared error of the noise (Ho et al. 2020, eq. 14), some labels hidden."""
+    return (predicted_noise(module, batch, width) - batch.noise).square().mean()
+
+
+def predicted_noise(module: nn.Module, batch: NoisyBatch, width: float) -> Tensor:
+    """The answer to a noisy batch, some labels hidden.
 
     Label dropout, of the part `module.arch.label_dropout`, is that of Ho & Salimans 2022
     (arXiv:2207.12598, alg. 1); `module.arch.classes` stands for a hidden label.
@@ -72,8 +115,7 @@ def noise_error(module: nn.Module, batch: NoisyBatch, width: float) -> Tensor:
         assert batch.labels is not None
         hidden = batch.chance < module.arch.label_dropout
         given = (batch.labels.masked_fill(hidden, module.arch.classes),)
-    answer = module(batch.noisy, batch.time, *given, width=width)
-    return (answer - batch.noise).square().mean()
+    return module(batch.noisy, batch.time, *given, width=width)
 
 
 def count_flops(module: nn.Module, image_shape: tuple[int, ...], width: float) -> float:
