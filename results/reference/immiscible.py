@@ -26,7 +26,7 @@ import torch
 from scipy.stats import ttest_ind
 
 from stepsearch.build import plan_stage
-from stepsearch.core.process import get_process
+from stepsearch.core.process import TRAINED, get_process
 from stepsearch.core.protocols import NetCard
 from stepsearch.core.schedule import StepSchedule
 from stepsearch.core.settings import EvaluationSettings, Immiscible, TrainConfig
@@ -34,7 +34,6 @@ from stepsearch.evaluate import Evaluator, EvaluatorSpec, prepare_evaluation
 from stepsearch.nets.families import FAMILIES, noise_error
 from stepsearch.nets.load import save_net
 from stepsearch.progress import Display
-from stepsearch.supernet import PROCESS
 from stepsearch.training.batches import Batches
 from stepsearch.training.data import Dataset, load_dataset
 from stepsearch.training.loop import train_supernet
@@ -61,8 +60,8 @@ DIGITS = Setup(
 )
 CIFAR10 = Setup(
     net={"base": 16, "mult": [1, 2, 2], "blocks": 1, "groups": 4},
-    train=TrainConfig(steps=1600, batch=64, learning_rate=2e-3, ema=0.995, flip=True),
-    marks=(400, 800, 1600),
+    train=TrainConfig(steps=800, batch=64, learning_rate=4e-3, ema=0.99, flip=True),
+    marks=(200, 400, 800),
     images=2000,
 )
 
@@ -75,7 +74,7 @@ def job(
     config = replace(setup.train, seed=seed, immiscible=Immiscible(pool, scope="global"))
     torch.manual_seed(seed)
     module = FAMILIES["unet"].build(setup.net, data.images.shape[1:], [1.0])
-    batches = Batches(data.images, [1.0], get_process(PROCESS), config)
+    batches = Batches(data.images, [1.0], get_process(TRAINED), config)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for mark in setup.marks:
@@ -98,7 +97,7 @@ def job(
 def card_of(setup: Setup, data: Dataset) -> NetCard:
     """Enough of a card to sample."""
     shape = tuple(data.images.shape[1:])
-    return NetCard("net", "", "unet", PROCESS, shape, (1.0,), (0.0,), arch=setup.net)
+    return NetCard("net", "", "unet", TRAINED, shape, (1.0,), (0.0,), arch=setup.net)
 
 
 def score(
@@ -137,6 +136,7 @@ def plot(table: pd.DataFrame, name: str, path: Path) -> None:
     """A panel a number of calls, a line a pool: mean of the seeds, bars from best to worst."""
     from matplotlib import colormaps
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator
 
     figure = Figure(figsize=(11, 3.8), layout="constrained")
     for ax, calls in zip(figure.subplots(1, len(CALLS)), CALLS, strict=True):
@@ -154,6 +154,8 @@ def plot(table: pd.DataFrame, name: str, path: Path) -> None:
         ax.set_xticks(
             sorted(table["steps"].unique()), [str(s) for s in sorted(table["steps"].unique())]
         )
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.yaxis.set_major_formatter("{x:g}")
         ax.minorticks_off()
         ax.grid(True, color="#E6E6E6")
     images, seeds = int(table["n_samples"].iloc[0]), table["seed"].nunique()
