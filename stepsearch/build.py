@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from stepsearch.core.errors import SpaceError
@@ -11,9 +11,10 @@ from stepsearch.core.guidance import CLASSIFIER, Guidance
 from stepsearch.core.process import Process
 from stepsearch.core.protocols import NetCard
 from stepsearch.core.schedule import CFG, Call, Stage, StepSchedule
-from stepsearch.core.space import Candidate
+from stepsearch.core.space import Candidate, Range
 from stepsearch.solvers.guidance import check_conditional
 from stepsearch.solvers.registry import GRIDS, SOLVERS
+from stepsearch.training.sources import some
 
 SLACK = 1e-9  # relative, of a level at the end of a network's range
 
@@ -149,6 +150,42 @@ def build_schedule(candidate: Candidate, cards: Mapping[str, NetCard]) -> StepSc
         **candidate.solver_args,
     )
     return StepSchedule((stage,))
+
+
+def coupling_warning(
+    pools: Mapping[str, int], solvers: Iterable[tuple[str, Mapping[str, Any]]]
+) -> str | None:
+    """What to say where networks of immiscible training are sampled with fresh noise, or None.
+
+    A denoiser that was trained on coupled noise moves its images along the same marginals by any
+    deterministic solver; noise that a solver adds is coupled to nothing.
+
+    Args:
+        pools: networks by name, with the pool of their training; 1 is plain training.
+        solvers: names and arguments; a Range is judged by its ends.
+    """
+    coupled = [f"'{name}' (immiscible pool {pool})" for name, pool in pools.items() if pool > 1]
+    fresh = dict.fromkeys(name for name, args in solvers if _adds_noise(name, args))
+    if not coupled or not fresh:
+        return None
+    return (
+        f"warning: {some(coupled)} learned from noise that is coupled to images; the noise that "
+        f"{', '.join(fresh)} adds is not, so images hold less variance on their way than in "
+        f"training and may come out worse; solvers that add none (no eta, no churn) are exact"
+    )
+
+
+def _adds_noise(solver: str, args: Mapping[str, Any]) -> bool:
+    ends = (
+        {k: getattr(v, end) if isinstance(v, Range) else v for k, v in args.items()}
+        for end in ("low", "high")
+    )
+    return any(SOLVERS[solver].order(**chosen) is None for chosen in ends)
+
+
+def trained_pool(card: NetCard) -> int:
+    """The immiscible pool that a network was trained with; 1 is plain training."""
+    return int(card.training.get("immiscible", {}).get("pool", 1))
 
 
 def _card(name: str, cards: Mapping[str, NetCard]) -> NetCard:

@@ -11,14 +11,13 @@ from yaml.nodes import MappingNode, SequenceNode
 from stepsearch.build import plan_calls
 from stepsearch.core.errors import ConfigError, SpaceError
 from stepsearch.core.guidance import CLASSIFIER, KINDS, Guidance
-from stepsearch.core.process import get_process
+from stepsearch.core.process import TRAINED, get_process
 from stepsearch.core.registry import did_you_mean
 from stepsearch.core.settings import Recipe
-from stepsearch.core.space import MONOTONE, NO_GUIDANCE, Range, SearchSpace, Setting, named
+from stepsearch.core.space import MONOTONE, NO_GUIDANCE, Bank, Range, SearchSpace, Setting, named
 from stepsearch.core.yamlfile import Section, Value
 from stepsearch.nets.families import FAMILIES
 from stepsearch.solvers.registry import GRIDS, SOLVERS
-from stepsearch.supernet import PROCESS
 
 T = TypeVar("T")
 STEPS = 21  # values of a range that says nothing of them
@@ -26,12 +25,16 @@ MOST_STEPS = 10_000
 
 
 def read_schedule(
-    section: Section, recipes: Sequence[Recipe], read_recipe: Callable[[Value], Recipe]
+    section: Section,
+    recipes: Sequence[Recipe],
+    bank: Bank | None,
+    read_recipe: Callable[[Value], Recipe],
 ) -> tuple[SearchSpace, tuple[Recipe, ...]]:
     """The space that a `schedule` section spans, and the recipes of the classifiers it names.
 
     Args:
-        recipes: the supernets.
+        recipes: the supernets, as their files are.
+        bank: the networks that are made of them where there are several of one.
         read_recipe: the recipe at the path that a value names.
 
     Raises:
@@ -58,7 +61,11 @@ def read_schedule(
         width_choices=_choices(widths.need("choices"), recipes),
         **_width_genes(widths, calls),
         guidances=tuple(setting for _, setting in guidances) or (NO_GUIDANCE,),
+        bank=bank,
     )
+    for name in guides:
+        if bank is not None and name in bank.networks:
+            raise section.value.error(f"two networks are named '{name}'; rename a recipe")
     widths.close()
     return space, tuple(guides.values())
 
@@ -250,7 +257,7 @@ def _check_grids(
     calls: tuple[int, ...],
 ) -> None:
     """Every solver can walk every grid with every number of calls."""
-    process = get_process(PROCESS)
+    process = get_process(TRAINED)
     for (value, one), (_, other) in itertools.product(grids, solvers):
         (grid, grid_args), (solver, args) = named(one), named(other)
         for grid_chosen, chosen, n in itertools.product(_ends(grid_args), _ends(args), calls):

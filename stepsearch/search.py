@@ -108,14 +108,16 @@ class _Born:
     schedule: StepSchedule
 
     def trial(self, settings: RunSettings, result: Measurement | Failure) -> Trial:
+        candidate = settings.space.decode(self.genome)
         return Trial(
             trial_id=self.trial_id,
             generation=self.generation,
             key=self.schedule.key(),
             schedule=self.schedule.to_json(),
-            candidate=settings.space.decode(self.genome),
+            candidate=candidate,
             call_widths=self.schedule.widths,
             result=result,
+            trained=settings.trained(candidate.supernet),
         )
 
 

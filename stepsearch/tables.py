@@ -6,9 +6,10 @@ Every function takes the frames of trials.csv or pareto.csv as pandas reads them
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from stepsearch.core.counting import FULL_COUNT
 from stepsearch.core.schedule import parse_run_length
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ EMPTY = "no completed trials"
 SAVINGS = ["width", "calls", "grid", "fid", "gflops_per_image"]
 SAVINGS += ["answer_trial", "answer_fid", "answer_gflops", "answer", "saving"]
 ORDER = ["gflops_per_image", "fid", "trial_id"]
+COMPARED = ["metric_id", "n_samples", "counting"]  # only rows that are equal in these are
 
 
 def savings(trials: pd.DataFrame) -> pd.DataFrame:
@@ -25,13 +27,14 @@ def savings(trials: pd.DataFrame) -> pd.DataFrame:
 
     The answer to a strategy is the cheapest completed trial whose FID is no higher, the strategy
     itself included; ties go to the lower FID and then to the earlier trial. Only trials of the
-    same metric and number of images are compared. `saving` is the part of the strategy's compute
-    that the answer does without.
+    same metric, number of images and way of counting FLOPs are compared. `saving` is the part of
+    the strategy's compute that the answer does without. Where there are several supernets, or
+    where FLOPs are not counted in full, last columns say which and how.
     """
     import pandas as pd
 
     rows = []
-    for _, same in complete_rows(trials).groupby(["metric_id", "n_samples"], dropna=False):
+    for _, same in complete_rows(trials).groupby(COMPARED, dropna=False):
         for own in same[uniform_rows(same) & _plain_ddim(same)].to_dict("records"):
             best = same[same["fid"] <= own["fid"]].iloc[0].to_dict()
             cost, least = own["gflops_per_image"], best["gflops_per_image"]
@@ -39,10 +42,15 @@ def savings(trials: pd.DataFrame) -> pd.DataFrame:
             strategy = (width, calls, grid_text(own), own["fid"], cost)
             text = f"{solver_text(best)}, {grid_text(best)}, {int(best['nfe'])} calls"
             text += f", widths {best['widths']}"
+            text += f", {best['supernet']}" if several_nets(trials) else ""
             saving = 1 - least / cost if cost else 0.0
-            rows.append((*strategy, int(best["trial_id"]), best["fid"], least, text, saving))
+            answer = (int(best["trial_id"]), best["fid"], least, text, saving)
+            rows.append((*strategy, *answer, own.get("supernet"), own["counting"]))
     rows.sort(key=lambda row: (-row[4], row[3]))  # GFLOPs, FID
-    return pd.DataFrame(rows, columns=SAVINGS)
+    frame = pd.DataFrame(rows, columns=[*SAVINGS, "supernet", "counting"])
+    told = ["supernet"] if several_nets(trials) else []
+    told += ["counting"] if counting_text(frame["counting"]) else []
+    return frame[[*SAVINGS, *told]]
 
 
 def markdown_table(frame: pd.DataFrame) -> str:
@@ -64,8 +72,11 @@ def front_text(pareto: pd.DataFrame) -> str:
     done = complete_rows(pareto)
     if done.empty:
         return EMPTY + "\n"
-    head = ["trial", "fid ± se", "gflops", "nfe", "solver", "grid", "mean width", "widths"]
+    head = ["trial", "fid ± se", f"gflops{counting_text(done['counting'])}", "nfe"]
+    head += ["solver", "grid", "mean width", "widths"]
     align = ">>>><<><"
+    if several := several_nets(done):
+        head, align = [*head, "supernet"], align + "<"
     rows = [
         [
             str(int(row["trial_id"])),
@@ -76,6 +87,7 @@ def front_text(pareto: pd.DataFrame) -> str:
             grid_text(row),
             f"{row['mean_width']:.2f}",
             str(row["widths"]),
+            *([str(row["supernet"])] if several else []),
         ]
         for row in done.to_dict("records")
     ]
@@ -115,8 +127,22 @@ def complete_rows(trials: pd.DataFrame) -> pd.DataFrame:
     done = trials[trials["state"].eq("COMPLETE")]
     numbers = {name: done.get(name, math.nan) for name in ("fid", "fid_se", "gflops_per_image")}
     done = done.assign(**numbers).astype(dict.fromkeys(numbers, float))
+    if "counting" not in done:  # an older table
+        done = done.assign(counting=FULL_COUNT)
+    done = done.assign(counting=done["counting"].astype("string").fillna(FULL_COUNT))
     finite = (done["fid"] + done["gflops_per_image"]).map(math.isfinite).astype(bool)
     return done[finite].sort_values(ORDER, ignore_index=True)
+
+
+def counting_text(names: Iterable[str]) -> str:
+    """The column `counting` of complete rows as ' (ddsm-paper)'; empty where FLOPs are in full."""
+    found = sorted(set(names))
+    return "" if found in ([], [FULL_COUNT]) else f" ({' or '.join(found)})"
+
+
+def several_nets(trials: pd.DataFrame) -> bool:
+    """Whether rows have to say which network they are of."""
+    return "supernet" in trials and trials["supernet"].nunique() > 1
 
 
 def uniform_rows(trials: pd.DataFrame) -> pd.Series[bool]:

@@ -20,12 +20,12 @@ from typing import Any
 import pandas as pd
 
 from stepsearch.build import plan_stage
-from stepsearch.config import read_recipe
 from stepsearch.core.protocols import NetCard
 from stepsearch.core.schedule import StepSchedule
 from stepsearch.core.settings import EvaluationSettings
 from stepsearch.evaluate import Evaluator, EvaluatorSpec, prepare_evaluation
 from stepsearch.progress import Display
+from stepsearch.recipe_config import read_recipe
 from stepsearch.supernet import ensure_supernet, recipe_data
 
 HERE = Path(__file__)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from stepsearch.core.errors import SpaceError
 from stepsearch.core.guidance import Guidance
 from stepsearch.core.protocols import Genome
 
+T = TypeVar("T")
 NO_GUIDANCE = "none"
 MONOTONE = ("non-increasing", "non-decreasing")  # from the first call, at most noise, to the last
 
@@ -102,11 +103,65 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
+class Bank:
+    """Networks of one supernet that differ in how they were trained; the values are genes.
+
+    `settings` are keys of a recipe's `train` section with the values to choose from; a key of one
+    value is the same for all networks and no gene. `networks` names the network of every supernet
+    and combination of values, the last value first to change; combinations that train the same
+    share a network.
+    """
+
+    settings: tuple[tuple[str, tuple[Any, ...]], ...]
+    networks: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        for key, values in self.settings:
+            if not values:
+                raise SpaceError(f"bank: {key} is empty; list at least one value")
+        size = math.prod(len(values) for _, values in self.settings)
+        if not self.networks or len(self.networks) % size:
+            raise SpaceError(f"bank: {len(self.networks)} networks for {size} combinations")
+
+    @property
+    def genes(self) -> tuple[tuple[str, int], ...]:
+        """(name, number of choices): the key with dots as underscores."""
+        return tuple((k.replace(".", "_"), len(v)) for k, v in self.settings if len(v) > 1)
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """Every network once."""
+        return tuple(dict.fromkeys(self.networks))
+
+    def network(self, supernet: int, chosen: Sequence[int]) -> str:
+        """The network of a supernet and the value of every gene, both by their place."""
+        place = supernet
+        for value, (_, size) in zip(chosen, self.genes, strict=True):
+            place = place * size + value
+        return self.networks[place]
+
+    def places(self, network: str) -> tuple[int, ...]:
+        """The supernet and the values, by their place, that choose a network first."""
+        place, values = self.networks.index(network), list[int]()
+        for _, size in reversed(self.genes):
+            place, value = divmod(place, size)
+            values.append(value)
+        return (place, *reversed(values))
+
+    def values(self, network: str) -> dict[str, Any]:
+        """What was trained differently, of a network of this bank."""
+        varied = [setting for setting in self.settings if len(setting[1]) > 1]
+        chosen = self.places(network)[1:]
+        return {key: values[i] for (key, values), i in zip(varied, chosen, strict=True)}
+
+
+@dataclass(frozen=True, slots=True)
 class SearchSpace:
     """Listed choices per gene; a genome holds one index per gene, in the order of `genes`.
 
     A solver, grid or guidance is a name, alone or with arguments; arguments that are Ranges are
-    genes of their own. With `monotone` widths are sorted over time, whatever the genes say.
+    genes of their own. With `monotone` widths are sorted over time, whatever the genes say. With a
+    bank, supernet and values choose the network.
     """
 
     supernets: tuple[str, ...]
@@ -118,6 +173,7 @@ class SearchSpace:
     per_call: bool = False
     monotone: str | None = None
     guidances: tuple[Setting, ...] = field(default=(NO_GUIDANCE,), hash=False)
+    bank: Bank | None = None
 
     def __post_init__(self) -> None:
         for name in ("supernets", "calls", "grids", "solvers", "width_choices", "guidances"):
@@ -127,6 +183,10 @@ class SearchSpace:
             raise SpaceError(f"space: width_genes must be at least 1, got {self.width_genes}")
         if self.monotone not in (None, *MONOTONE):
             raise SpaceError(f"space: monotone is one of {MONOTONE}, got {self.monotone!r}")
+        if self.bank is not None:
+            count = len(self.supernets) * math.prod(n for _, n in self.bank.genes)
+            if len(self.bank.networks) != count:
+                raise SpaceError(f"space: {len(self.bank.networks)} networks, {count} are needed")
 
     @property
     def genes(self) -> tuple[tuple[str, int], ...]:
@@ -140,7 +200,11 @@ class SearchSpace:
         widths = ((f"width_{i}", len(self.width_choices)) for i in range(self.width_genes))
         guidance = (("guidance", len(self.guidances)),) if len(self.guidances) > 1 else ()
         ranges = ((name, r.steps) for name, r in self._ranges())
-        return (*head, *widths, *guidance, *ranges)
+        return (*head, *widths, *guidance, *self._bank_genes, *ranges)
+
+    @property
+    def _bank_genes(self) -> tuple[tuple[str, int], ...]:
+        return () if self.bank is None else self.bank.genes
 
     def _ranges(self) -> Iterator[tuple[str, Range]]:
         """Every Range with the name of its gene, in a fixed order."""
@@ -166,7 +230,7 @@ class SearchSpace:
             widths.sort(reverse=self.monotone == MONOTONE[0])
         none = guidance == NO_GUIDANCE
         return Candidate(
-            supernet=self.supernets[values["supernet"]],
+            supernet=self._network(values),
             solver=solver,
             solver_args=solver_args,
             calls=self.calls[values["calls"]],
@@ -176,6 +240,12 @@ class SearchSpace:
             per_call=self.per_call,
             guidance=None if none else Guidance.of(guidance, guidance_args),
         )
+
+    def _network(self, values: Mapping[str, int]) -> str:
+        """Name of the network that the genes choose."""
+        if self.bank is None:
+            return self.supernets[values["supernet"]]
+        return self.bank.network(values["supernet"], [values[n] for n, _ in self.bank.genes])
 
     def _setting(self, kind: str, values: Mapping[str, int]) -> tuple[str, dict[str, Any]]:
         """Name and arguments that the genes choose, every Range replaced by its value."""
@@ -208,14 +278,21 @@ class SearchSpace:
         """One strategy of the middle width for every other supernet, grid, solver and guidance.
 
         They tell a search early what each setting is worth, at the middle number of calls. Where
-        there are more than `limit`, they are taken evenly from the list.
+        there are more than `limit`, they are taken evenly from the list. Of a bank every other
+        network comes first, then every other grid, solver and guidance on the first network.
         """
         sizes = (len(s) for s in (self.supernets, self.grids, self.solvers, self.guidances))
         others = list(itertools.product(*map(range, sizes)))[1:]
-        count = min(max(limit, 0), len(others))
-        chosen = [others[i * len(others) // count] for i in range(count)]
-        width, calls = len(self.width_choices) // 2, len(self.calls) // 2
-        return [self._uniform(width, calls, *setting) for setting in chosen]
+        if self.bank is None:
+            return [self._tried(*setting) for setting in _evenly(others, limit)]
+        places = map(self.bank.places, self.bank.members[1:])
+        networks = _evenly([(net, 0, 0, 0, values) for net, *values in places], limit)
+        plain = [setting for setting in others if not setting[0]]
+        return [self._tried(*s) for s in (*networks, *_evenly(plain, limit - len(networks)))]
+
+    def _tried(self, *setting: Any) -> Genome:
+        """A genome of the middle width and the middle number of calls."""
+        return self._uniform(len(self.width_choices) // 2, len(self.calls) // 2, *setting)
 
     def _uniform(
         self,
@@ -225,11 +302,19 @@ class SearchSpace:
         grid: int = 0,
         solver: int = 0,
         guidance: int = 0,
+        trained: Sequence[int] = (),
     ) -> Genome:
-        """A genome of one width, every range at its middle."""
+        """A genome of one width, every range at its middle; `trained` are values of the bank."""
         head = (supernet, calls, grid, solver, *(width,) * self.width_genes)
         kind = (guidance,) if len(self.guidances) > 1 else ()
-        return (*head, *kind, *(r.steps // 2 for _, r in self._ranges()))
+        values = trained or (0,) * len(self._bank_genes)
+        return (*head, *kind, *values, *(r.steps // 2 for _, r in self._ranges()))
+
+
+def _evenly(entries: Sequence[T], limit: int) -> list[T]:
+    """At most `limit` entries, evenly from the list."""
+    count = min(max(limit, 0), len(entries))
+    return [entries[i * len(entries) // count] for i in range(count)]
 
 
 def _range_genes(name: str, value: Any) -> Iterator[tuple[str, Range]]:

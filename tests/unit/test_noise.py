@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stepsearch.core.noise import LABELS, generator, image_labels, image_noise
-from stepsearch.training.loop import EPOCHS, STEPS
+from stepsearch.training.batches import CANDIDATES, EPOCHS, FLIPS, STEPS
 
+TRAINING = (EPOCHS, STEPS, FLIPS, CANDIDATES)
 SHAPE = (2, 3)
 STREAMS = st.lists(st.integers(0, 2**32), min_size=3, max_size=4).map(tuple)
 
@@ -65,7 +66,7 @@ def test_names_of_different_lengths_differ(longer):
     assert generator(5).random() != generator(*longer).random()
 
 
-@pytest.mark.parametrize("stream", [EPOCHS, STEPS])
+@pytest.mark.parametrize("stream", TRAINING)
 def test_training_and_sampling_share_no_stream(stream):
     """Training names (*stream, seed, step); sampling names (draw, seed, image)."""
     trained = generator(*stream, 3, 4).standard_normal(6).astype(np.float32)
@@ -105,6 +106,6 @@ def test_every_label_is_as_likely_and_another_seed_draws_others():
 
 
 def test_labels_share_no_stream_with_noise_and_training():
-    streams = [(*LABELS, 3, 4), (*EPOCHS, 3, 4), (*STEPS, 3, 4), *((d, 3, 4) for d in range(4))]
+    streams = [(*kind, 3, 4) for kind in (LABELS, *TRAINING)] + [(d, 3, 4) for d in range(4)]
     drawn = {generator(*stream).random(4).tobytes() for stream in streams}
     assert len(drawn) == len(streams)
