@@ -8,7 +8,7 @@ run: .venv/installed
 	$(BIN)/stepsearch run search_spaces/digits.yaml --workers 2 --resume
 
 test: .venv/installed-test
-	RAY_AUTH_MODE=disabled $(BIN)/pytest
+	RAY_AUTH_MODE=disabled OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
 lint: .venv/installed-test
 	$(BIN)/ruff format --check .

@@ -1,78 +1,52 @@
-"""Recipes and space files: YAML in, validated settings out; every error has a line and a column."""
+"""Space files: YAML in, validated settings out; every error has a line and a column."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
-from dataclasses import MISSING, asdict, fields
+import functools
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import yaml
-from yaml.nodes import MappingNode
 
 from stepsearch.algorithms.registry import ALGORITHMS
+from stepsearch.bank_config import dump_bank, read_bank
+from stepsearch.core.counting import COUNTINGS, FULL_COUNT
 from stepsearch.core.errors import ConfigError
 from stepsearch.core.settings import (
-    DataSettings,
     EvaluationSettings,
     Recipe,
     RunSettings,
     SearchSettings,
-    TrainConfig,
 )
-from stepsearch.core.yamlfile import Dumper, Section, Value, read_yaml
+from stepsearch.core.yamlfile import Dumper, Value, read_yaml
+from stepsearch.nets.counting import countable, uncountable
 from stepsearch.nets.families import FAMILIES
 from stepsearch.objectives.features import check_extractor
 from stepsearch.objectives.registry import OBJECTIVES
-from stepsearch.schedule_config import dump_schedule, plain, read_schedule, read_width
-from stepsearch.training.data import LOADERS
+from stepsearch.recipe_config import (
+    VERSION,
+    check_version,
+    filled,
+    path_of,
+    read_name,
+    read_recipe,
+)
+from stepsearch.schedule_config import dump_schedule, read_schedule
 
-VERSION = 1
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 SIDE_VALUES = ("fid_se",)  # reported with an objective, none by themselves
-
-
-def read_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
-    """The supernet recipe in a file; ConfigError names file, line, column, value and remedy."""
-    root = read_yaml(path, overrides).section()
-    _version(root)
-    net = root.need("net").section()
-    family_value = net.need("family")
-    family = family_value.one_of(list(FAMILIES))
-    widths = root.need("widths").distinct(read_width)
-    arch = {k: plain(net.need(k)) for k in net if k != "family"}
-    try:
-        FAMILIES[family].check(arch, widths)
-    except ConfigError as error:
-        raise net.value.error(str(error)) from None
-    train = None
-    if FAMILIES[family].fitted:
-        if (section := root.get("train")) is not None:
-            raise section.error(f"family '{family}' is fitted, not trained; remove this section")
-    else:
-        train = _train(root.need("train").section())
-    recipe = Recipe(
-        name=_name(root, path),
-        data=_data(root.need("data"), path.parent),
-        family=family,
-        net=arch,
-        widths=tuple(sorted(widths)),
-        train=train,
-        file=str(path.resolve()),
-    )
-    root.close()
-    return recipe
 
 
 def read_space(path: Path, overrides: list[str] | None = None) -> RunSettings:
     """The search space and its budget in a file; ConfigError as in `read_recipe`."""
     root = read_yaml(path, overrides).section()
-    _version(root)
-    name = _name(root, path)
-    recipes = _supernets(root.need("supernets"), path.parent)
+    check_version(root)
+    name = read_name(root, path)
+    listed = _supernets(root.need("supernets"), path.parent)
     schedule = root.need("schedule").section()
-    space, guides = read_schedule(schedule, recipes, lambda value: _recipe(value, path.parent))
+    recipes, bank = read_bank(root, listed, read_recipe)
+    read_guide = functools.partial(_recipe, folder=path.parent)
+    space, guides = read_schedule(schedule, listed, bank, read_guide)
     schedule.close()
     known = [o for o in OBJECTIVES if o not in SIDE_VALUES]
     objectives_value = root.need("objectives")
@@ -89,6 +63,7 @@ def read_space(path: Path, overrides: list[str] | None = None) -> RunSettings:
         search=_search(root.get("search")),
         guides=guides,
     )
+    _check_counting(settings, root.get("evaluation"))
     root.close()
     return settings
 
@@ -98,7 +73,8 @@ def dump_space(settings: RunSettings) -> str:
     data = {
         "version": VERSION,
         "name": settings.name,
-        "supernets": [r.file for r in settings.recipes],
+        "supernets": list(dict.fromkeys(r.file for r in settings.recipes)),
+        **dump_bank(settings.space.bank),
         "schedule": dump_schedule(settings.space, {r.name: r.file for r in settings.guides}),
         "objectives": list(settings.objectives),
         "evaluation": {k: v for k, v in asdict(settings.evaluation).items() if v is not None},
@@ -110,21 +86,6 @@ def dump_space(settings: RunSettings) -> str:
             for k, r in settings.constraints.items()
         }
     return yaml.dump(data, Dumper=Dumper, sort_keys=False, width=100, allow_unicode=True)
-
-
-def _version(root: Section) -> None:
-    value = root.need("version")
-    if type(value.scalar()) is not int or value.scalar() != VERSION:
-        raise value.error(f"this stepsearch reads version {VERSION}, got {value.shown()}")
-
-
-def _name(root: Section, path: Path) -> str:
-    value = root.get("name")
-    name = path.stem if value is None else value.text()
-    if not NAME.fullmatch(name):
-        message = f"'{name}' cannot name a folder; use letters, digits, '.', '_' and '-'"
-        raise ConfigError(f"{path}: name: {message}") if value is None else value.error(message)
-    return name
 
 
 def _supernets(value: Value, folder: Path) -> tuple[Recipe, ...]:
@@ -143,59 +104,11 @@ def _supernets(value: Value, folder: Path) -> tuple[Recipe, ...]:
 
 
 def _recipe(value: Value, folder: Path) -> Recipe:
-    path = _path(value, folder)
+    path = path_of(value, folder)
     if path is None or not path.is_file():
         where = folder / value.text()
         raise value.error(f"'{value.text()}': no such recipe at {where}; paths start at this file")
     return read_recipe(folder / value.text())
-
-
-def _path(value: Value, folder: Path) -> Path | None:
-    """The absolute path that a value names; None where nothing is there or could be."""
-    try:
-        path = (folder / value.text()).resolve()
-        return path if path.exists() else None
-    except (OSError, ValueError):  # too long a name, a NUL, no permission
-        return None
-
-
-def _data(value: Value, folder: Path) -> DataSettings:
-    if not isinstance(value.node, MappingNode):
-        kind = value.one_of(list(LOADERS))
-        if kind != "digits":
-            raise value.error(f"{kind} needs a path, e.g. {{{kind}: path/to/images}}")
-        return DataSettings(kind)
-    section = value.section()
-    size = section.get("size")
-    side = None if size is None else size.whole(1, 4096)
-    kinds = [k for k in section if k != "size"]
-    if len(kinds) != 1:
-        raise value.error(f"name one of {', '.join(LOADERS)} with its path, got {kinds}")
-    if kinds[0] not in LOADERS:
-        for loader in LOADERS:
-            section.get(loader)
-        section.close()
-    source = section.need(kinds[0])
-    path = _path(source, folder)
-    if path is None:
-        where = folder / source.text()
-        raise source.error(f"'{source.text()}': no such file or folder at {where}")
-    return DataSettings(kinds[0], str(path), side)
-
-
-def _train(section: Section) -> TrainConfig:
-    read: dict[str, Any] = {
-        "steps": lambda v: v.whole(1),
-        "batch": lambda v: v.whole(1),
-        "learning_rate": lambda v: v.number(0, 1, open_low=True),
-        "warmup": lambda v: v.whole(0),
-        "ema": lambda v: v.number(0, 1),
-        "grad_clip": lambda v: v.number(0, 1e9, open_low=True),
-        "seed": lambda v: v.whole(0),
-        "checkpoint_every": lambda v: v.whole(1),
-        "threads": lambda v: v.whole(1, 1024),
-    }
-    return _filled(TrainConfig, section, read)
 
 
 def _evaluation(value: Value | None, folder: Path) -> EvaluationSettings:
@@ -203,9 +116,18 @@ def _evaluation(value: Value | None, folder: Path) -> EvaluationSettings:
         return EvaluationSettings()
 
     def weights(v: Value) -> str:
-        path = _path(v, folder)
+        path = path_of(v, folder)
         if path is None or not path.is_file():
             raise v.error(f"'{v.text()}': no such weights file at {folder / v.text()}")
+        return str(path)
+
+    def reference(v: Value) -> str:
+        path = path_of(v, folder)
+        if path is None or not path.is_file():
+            raise v.error(
+                f"'{v.text()}': no such statistics at {folder / v.text()}; write them with "
+                f"`stepsearch stats`"
+            )
         return str(path)
 
     def features(v: Value) -> str:
@@ -222,8 +144,22 @@ def _evaluation(value: Value | None, folder: Path) -> EvaluationSettings:
         "features": features,
         "weights": weights,
         "device": lambda v: v.one_of(["auto", "cpu", "cuda"]),
+        "counting": lambda v: v.one_of(list(COUNTINGS)),
+        "reference": reference,
     }
-    return _filled(EvaluationSettings, value.section(), read)
+    return filled(EvaluationSettings, value.section(), read)
+
+
+def _check_counting(settings: RunSettings, evaluation: Value | None) -> None:
+    """ConfigError where FLOPs of a network cannot be counted as `evaluation` asks."""
+    counting = settings.evaluation.counting
+    if evaluation is None or counting == FULL_COUNT:
+        return
+    for recipe in settings.networks:
+        if not countable(FAMILIES[recipe.family]):
+            value = evaluation.section().need("counting")
+            message = uncountable(recipe.name, recipe.family, counting)
+            raise value.error(message.removeprefix("counting: "))
 
 
 def _search(value: Value | None) -> SearchSettings:
@@ -237,19 +173,7 @@ def _search(value: Value | None) -> SearchSettings:
         "crossover": lambda v: v.number(0, 1),
         "mutation": lambda v: v.number(0, 1, open_low=True),
     }
-    return _filled(SearchSettings, value.section(), read)
-
-
-def _filled(cls: Any, section: Section, read: Mapping[str, Any]) -> Any:
-    """A dataclass from a section: fields that are absent take their defaults."""
-    values = {}
-    for f in fields(cls):
-        needed = f.default is MISSING
-        value = section.need(f.name) if needed else section.get(f.name)
-        if value is not None:
-            values[f.name] = read[f.name](value)
-    section.close()
-    return cls(**values)
+    return filled(SearchSettings, value.section(), read)
 
 
 def _constraints(value: Value | None) -> dict[str, tuple[float, float]]:

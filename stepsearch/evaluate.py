@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,20 +12,21 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
-import platformdirs
 import torch
 from torch import Tensor
 
 from stepsearch.core.errors import ConfigError
-from stepsearch.core.files import write_atomic
+from stepsearch.core.files import cache_folder, write_atomic
 from stepsearch.core.noise import generator, image_labels, image_noise
 from stepsearch.core.protocols import Classifier, FeatureExtractor, Net, NetCard
 from stepsearch.core.schedule import CFG, Stage, StepSchedule
 from stepsearch.core.settings import EvaluationSettings
 from stepsearch.core.trial import Measurement
+from stepsearch.nets.counting import counted
 from stepsearch.nets.load import load_net
 from stepsearch.objectives.features import make_extractor
 from stepsearch.objectives.fid import Reference, moments
+from stepsearch.objectives.reference import Statistics
 from stepsearch.objectives.registry import OBJECTIVES, FeatureRequest, Samples
 from stepsearch.solvers.guidance import reads_labels
 from stepsearch.solvers.integrate import integrate
@@ -56,12 +56,6 @@ def pick_device(device: str) -> str:
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device: cuda is not available here; use cpu or auto")
     return device
-
-
-def cache_folder() -> Path:
-    """Where extractors and reference statistics are kept, named by content."""
-    set_by_user = os.environ.get("STEPSEARCH_CACHE")
-    return Path(set_by_user) if set_by_user else Path(platformdirs.user_cache_dir("stepsearch"))
 
 
 def to_uint8(images: Tensor) -> Tensor:
@@ -107,7 +101,9 @@ class Evaluator:
         self._spec = spec
         nets = [load_net(path, device=spec.device) for path in spec.nets]
         self._nets: dict[str, Net | Classifier] = {net.card.key: net for net in nets}
-        self.cards: dict[str, NetCard] = {key: net.card for key, net in self._nets.items()}
+        self.cards: dict[str, NetCard] = {
+            key: counted(net.card, spec.settings.counting) for key, net in self._nets.items()
+        }
         channels, *sides = nets[0].card.image_shape
         nothing = np.empty((0, channels, *sides), np.uint8)
         self._extractor = _extractor(spec.settings, nothing, None, spec.data_sha256, spec.device)
@@ -132,6 +128,7 @@ class Evaluator:
             metric_id=self._spec.metric_id,
             seconds=round(time.perf_counter() - clock, 3),
             started_at=start.isoformat(timespec="seconds"),
+            counting=self._spec.settings.counting,
         )
 
     def _sample(self, schedule: StepSchedule, count: int, seed: int, first: int) -> Tensor:
@@ -156,17 +153,24 @@ def prepare_evaluation(
     """
     device = pick_device(settings.device)
     extractor = _extractor(settings, data.images, data.labels, data.sha256, device)
-    features = real_features(extractor, data, settings.batch)
-    reference = Reference.of(features)
+    if settings.reference is None:
+        real = data_statistics(extractor, data, settings.batch)
+    else:
+        real = Statistics.load(Path(settings.reference))
+        real.check_extractor(settings.reference, extractor)
+    reference = real.reference
     identity = {"extractor": [extractor.name, extractor.sha256], "reference": reference.sha256}
-    text = json.dumps(identity | {"pixels": "uint8", "images": data.images.shape}, sort_keys=True)
+    identity |= {"pixels": "uint8", "images": (real.images, *real.shape)}
+    text = json.dumps(identity, sort_keys=True)
     metric_id = f"{settings.features}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
     path = cache_folder() / f"reference-{metric_id}.npz"
     if not path.is_file():
         write_atomic(path, _npz(mean=reference.mean, cov=reference.cov))
-    facts = {"reference_images": float(len(features)), "feature_dimensions": float(extractor.dim)}
-    if (floor := noise_floor(features)) is not None:
-        facts["real_vs_real"] = floor
+    facts = {"reference_images": float(real.images), "feature_dimensions": float(extractor.dim)}
+    if real.real_vs_real is not None:
+        facts["real_vs_real"] = real.real_vs_real
+    if data.corrupt:
+        facts["corrupt_images"] = float(len(data.corrupt))
     if (accuracy := getattr(extractor, "accuracy", None)) is not None:
         facts["classifier_accuracy"] = accuracy
     spec = EvaluatorSpec(
@@ -179,6 +183,30 @@ def prepare_evaluation(
         device=device,
     )
     return spec, facts
+
+
+def write_statistics(settings: EvaluationSettings, data: Dataset, path: Path) -> Statistics:
+    """Train or load the extractor and write the statistics of the images to `path`."""
+    device = pick_device(settings.device)
+    extractor = _extractor(settings, data.images, data.labels, data.sha256, device)
+    found = data_statistics(extractor, data, settings.batch)
+    found.save(path)
+    return found
+
+
+def data_statistics(extractor: FeatureExtractor, data: Dataset, batch: int) -> Statistics:
+    """Reference statistics of all images of a data set."""
+    features = real_features(extractor, data, batch)
+    return Statistics(
+        reference=Reference.of(features),
+        extractor=extractor.name,
+        extractor_sha256=extractor.sha256,
+        data=data.name,
+        data_sha256=data.sha256,
+        images=len(features),
+        shape=tuple(data.images.shape[1:]),
+        real_vs_real=noise_floor(features),
+    )
 
 
 def real_features(extractor: FeatureExtractor, data: Dataset, batch: int) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from stepsearch.progress import delayed
-from stepsearch.supernet import recipe_data
+from stepsearch.recipe_training import recipe_data
 from stepsearch.training.sources import some
 
 if TYPE_CHECKING:

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from stepsearch.search import Progress
+from stepsearch.tables import counting_text
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
     from rich.progress import TaskID
 
 EVERY = 60.0  # seconds between lines where there is no terminal
+PATIENCE = 2.0  # seconds before `delayed` shows anything
 
 
 class Display:
@@ -27,6 +29,7 @@ class Display:
         self._task: TaskID | None = None
         self._started = self._last = time.monotonic()
         self._best: tuple[float, float] | None = None
+        self._counting = ""
 
     def __enter__(self) -> Display:
         if sys.stderr.isatty():
@@ -78,12 +81,13 @@ class Display:
         values = p.latest.result.values if p.latest.complete else {}
         if "fid" in values and (self._best is None or values["fid"] < self._best[0]):
             self._best = (values["fid"], values.get("gflops_per_image", float("nan")))
+            self._counting = counting_text([p.latest.result.counting])
         measured = p.done - p.replayed
         elapsed = max(time.monotonic() - self._started, 1e-9)
         note = f"generation {p.generation + 1}/{p.generations}, "
         note += f"{3600 * measured / elapsed:.0f} trials/h"
         if self._best is not None:
-            note += f", best FID {self._best[0]:.2f} at {self._best[1]:.3g} GFLOPs"
+            note += f", best FID {self._best[0]:.2f} at {self._best[1]:.3g} GFLOPs{self._counting}"
         if p.failed:
             note += f", {p.failed} failed"
         self._advance("search", p.done, p.planned, measured, note)
@@ -104,3 +108,18 @@ def clock(seconds: float) -> str:
     minutes, s = divmod(round(seconds), 60)
     hours, m = divmod(minutes, 60)
     return f"{hours}:{m:02}:{s:02}" if hours else f"{m}:{s:02}"
+
+
+def delayed(display: Display, name: str) -> Callable[[int, int], None]:
+    """Shows progress from the third second on: what is over sooner needs none."""
+    start, shown = time.monotonic(), False
+
+    def advance(done: int, total: int) -> None:
+        nonlocal shown
+        if not shown and time.monotonic() - start > PATIENCE:
+            display.stage(name, total)
+            shown = True
+        if shown:
+            display.advance(name, done, total)
+
+    return advance

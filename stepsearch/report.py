@@ -20,6 +20,7 @@ from stepsearch.tables import (
     arguments_text,
     cell,
     complete_rows,
+    counting_text,
     grid_text,
     guidance_text,
     k_l,
@@ -101,7 +102,7 @@ def plot_front(trials: pd.DataFrame, path: Path) -> list[Path]:
 
     def draw(figure: Figure) -> None:
         ax = figure.add_subplot()
-        ax.set(xlabel="compute (GFLOPs per image)", ylabel="FID")
+        ax.set(xlabel=f"compute (GFLOPs per image){counting_text(done['counting'])}", ylabel="FID")
         ax.grid(True)
         if done.empty:
             _note(ax)
@@ -289,7 +290,8 @@ def _draw_schedule(ax: Axes, schedule: StepSchedule, end: float) -> None:
 def _panel(row: Mapping[str, Any]) -> str:
     return (
         f"{_display(row)}, {int(row['nfe'])} calls, {grid_text(row)} grid\n"
-        f"{significant(row['gflops_per_image'])} GFLOPs, FID {cell('fid', row['fid'])}"
+        f"{significant(row['gflops_per_image'])} GFLOPs{counting_text([row['counting']])}, "
+        f"FID {cell('fid', row['fid'])}"
     )
 
 

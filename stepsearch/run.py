@@ -6,28 +6,34 @@ import functools
 import json
 import logging
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
-from stepsearch.build import build_schedule
+from stepsearch.build import build_schedule, coupling_warning, trained_pool
 from stepsearch.config import dump_space, read_space
 from stepsearch.core.errors import ConfigError, RunError
 from stepsearch.core.protocols import Executor, NetCard
 from stepsearch.core.settings import Recipe, RunSettings, content_hash
+from stepsearch.core.space import named
 from stepsearch.evaluate import Evaluator, EvaluatorSpec, pick_device, prepare_evaluation
 from stepsearch.executors.local import LocalExecutor
 from stepsearch.executors.ray_pool import RayExecutor
+from stepsearch.loading import read_data
+from stepsearch.nets.counting import counted
 from stepsearch.nets.families import FAMILIES
 from stepsearch.progress import Display
+from stepsearch.recipe_training import Together
 from stepsearch.report import plot_all
 from stepsearch.search import environment, run_search
 from stepsearch.signals import Signals
 from stepsearch.store import RunStore, check_absent, is_run, load_run
-from stepsearch.supernet import check_buildable, ensure_supernet, recipe_data, supernet_path
+from stepsearch.supernet import check_buildable, ensure_supernet, supernet_path
 from stepsearch.training.data import Dataset
+from stepsearch.training.loop import OnStep, Team
+from stepsearch.training.ray_train import RayTrainer
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,14 +45,29 @@ class Resources:
     address: str | None = None
     gpus_per_worker: float | None = None  # None shares the GPUs evenly
 
+    @property
+    def alone(self) -> bool:
+        """Whether this process does without Ray."""
+        return self.workers == 1 and self.address is None
+
+
+ALONE = Resources()
+
 
 def start_run(
-    settings: RunSettings, out: Path, typed: str, resources: Resources, *, resume: bool
+    settings: RunSettings,
+    out: Path,
+    typed: str,
+    resources: Resources,
+    *,
+    resume: bool,
+    allow_code: bool = False,
 ) -> None:
     """Run a search into `out`, or continue the one that is there when `resume` is set.
 
     Args:
         typed: the space file as the user wrote it.
+        allow_code: import a data set that is code, see `load_dataset`.
 
     Raises:
         ConfigError: `out` exists and `resume` is not set, or settings that cannot be run.
@@ -59,7 +80,7 @@ def start_run(
         check_absent(out)
     again = f"`stepsearch resume {out}`" if there else "the same command"
     with Display() as display, Signals(again) as signals:
-        data = _shared_data(settings)
+        data = read_data(_shared_recipe(settings), display, signals, allow_code=allow_code)
         for recipe in settings.networks:
             check_buildable(recipe, data)
         display.stage("features and reference statistics", 1)
@@ -67,9 +88,12 @@ def start_run(
         cards, paths = {}, []
         for recipe in settings.networks:
             path, card = train(recipe, data, display, signals, settings.evaluation.device)
-            cards[recipe.name] = card
+            cards[recipe.name] = counted(card, settings.evaluation.counting)
             paths.append(str(path))
         spec = replace(spec, nets=tuple(paths))
+        pools = {r.name: trained_pool(cards[r.name]) for r in settings.recipes}
+        if warning := coupling_warning(pools, map(named, settings.space.solvers)):
+            display.say(warning)
         env = environment(settings, cards, spec, facts)
         if there:
             _check_env(out, env)
@@ -94,16 +118,24 @@ def _store(settings: RunSettings, out: Path, typed: str, env: str, there: bool) 
     return RunStore.create(out, settings.objectives, files)
 
 
-def resume_run(out: Path, resources: Resources) -> None:
+def resume_run(out: Path, resources: Resources, *, allow_code: bool = False) -> None:
     """Continue the run in `out` from its own resolved.yaml."""
     resolved = out / "resolved.yaml"
     if not is_run(out) or not resolved.is_file():
         raise ConfigError(f"{out}: no run directory to resume (no journal or no resolved.yaml)")
-    start_run(read_space(resolved), out, "", resources, resume=True)
+    settings = read_space(resolved)
+    start_run(settings, out, "", resources, resume=True, allow_code=allow_code)
 
 
 def train(
-    recipe: Recipe, data: Dataset, display: Display, signals: Signals, device: str = "auto"
+    recipe: Recipe,
+    data: Dataset,
+    display: Display,
+    signals: Signals,
+    device: str = "auto",
+    resources: Resources = ALONE,
+    *,
+    allow_code: bool = False,
 ) -> tuple[Path, NetCard]:
     """The recipe's network, trained with progress unless it is there already."""
     path = supernet_path(recipe, data)
@@ -113,19 +145,71 @@ def train(
     elif recipe.train is not None:
         steps = recipe.train.steps
 
-        def on_step(step: int, losses: Mapping[float, float]) -> None:
-            display.training(step, steps, losses)
+        team = f" with {resources.workers} workers" if resources.workers > 1 else ""
+        display.say(f"{kind} {recipe.name}: training {steps} steps on {data.name}{team}")
+        immiscible = recipe.train.immiscible
+        if immiscible is not None and immiscible.method == "knn" and immiscible.pool > 1:
+            display.say(
+                f"warning: {recipe.name}: the nearest of {immiscible.pool} noises (method knn) is "
+                f"not Gaussian as that of sampling is: it is shorter and leans to the mean image"
+            )
+        display.stage(f"training {recipe.name}", steps)
+        with _together(recipe, resources, signals, device, allow_code) as together:
+            return ensure_supernet(
+                recipe,
+                data,
+                device=pick_device(device),
+                on_step=_shown(steps, display, signals if together is None else None),
+                together=together,
+            )
+    return ensure_supernet(recipe, data, device=pick_device(device))
+
+
+def _shown(steps: int, display: Display, signals: Signals | None) -> OnStep:
+    """Shows steps, and that workers took some again; raises where a signal of `signals` came."""
+    last = 0
+
+    def on_step(step: int, losses: Mapping[float, float]) -> None:
+        nonlocal last
+        if step <= last:
+            display.say(f"workers were lost at step {last}; others continue from step {step}")
+        last = step
+        display.training(step, steps, losses)
+        if signals is not None:
             signals.check()
 
-        display.say(f"{kind} {recipe.name}: training {steps} steps on {data.name}")
-        display.stage(f"training {recipe.name}", steps)
-        return ensure_supernet(
-            recipe,
-            data,
-            device=pick_device(device),
-            on_step=on_step,
-        )
-    return ensure_supernet(recipe, data, device=pick_device(device))
+    return on_step
+
+
+def check_team(recipe: Recipe, resources: Resources) -> None:
+    """ConfigError unless every worker gets as many images of a batch as the others."""
+    if recipe.train is not None:
+        try:
+            Team(0, resources.workers).rows(recipe.train.batch, recipe.train.accumulate)
+        except ConfigError as error:
+            raise ConfigError(f"{recipe.file}: {error}") from None
+
+
+@contextmanager
+def _together(
+    recipe: Recipe, resources: Resources, signals: Signals, device: str, allow_code: bool
+) -> Iterator[Together | None]:
+    """Workers that train, None where this process does."""
+    if resources.alone:
+        yield None
+        return
+    assert recipe.train is not None
+    gpus = _gpus_per_worker(resources, pick_device(device))
+    trainer = RayTrainer(
+        resources.workers,
+        address=resources.address,
+        cpus_per_worker=1 if gpus else recipe.train.threads,
+        gpus_per_worker=gpus,
+        check=signals.check,
+    )
+    with closing(trainer):
+        signals.install("the same command")  # again: Ray has put in its own
+        yield lambda member, on_step: trainer(replace(member, allow_code=allow_code), on_step)
 
 
 def _search(
@@ -151,24 +235,26 @@ def _search(
 
 def _executor(spec: EvaluatorSpec, resources: Resources, signals: Signals) -> Executor:
     factory = functools.partial(Evaluator, spec)
-    local = resources.workers == 1 and resources.address is None
-    if resources.executor == "local" or (resources.executor == "auto" and local):
+    if resources.executor == "local" or (resources.executor == "auto" and resources.alone):
         if resources.workers != 1:
             raise ConfigError(
                 f"--executor local: runs 1 worker, got {resources.workers}; use --executor ray"
             )
         return LocalExecutor(factory, stopping=signals.stopping)
-    gpus = resources.gpus_per_worker
-    if gpus is None:
-        share = torch.cuda.device_count() / resources.workers if spec.device == "cuda" else 0.0
-        gpus = float(int(share)) if share >= 1 else share
     return RayExecutor(
         factory,
         resources.workers,
         address=resources.address,
-        gpus_per_worker=gpus,
+        gpus_per_worker=_gpus_per_worker(resources, spec.device),
         stopping=signals.stopping,
     )
+
+
+def _gpus_per_worker(resources: Resources, device: str) -> float:
+    if resources.gpus_per_worker is not None:
+        return resources.gpus_per_worker
+    share = torch.cuda.device_count() / resources.workers if device == "cuda" else 0.0
+    return float(int(share)) if share >= 1 else share
 
 
 def _canaries(
@@ -203,7 +289,8 @@ def _canaries(
     display.say(f"canary: baseline ({baseline}) FID {both} with two seeds")
 
 
-def _shared_data(settings: RunSettings) -> Dataset:
+def _shared_recipe(settings: RunSettings) -> Recipe:
+    """One whose images are those of all networks."""
     first = settings.recipes[0]
     for recipe in settings.networks[1:]:
         if recipe.data != first.data:
@@ -211,7 +298,7 @@ def _shared_data(settings: RunSettings) -> Dataset:
                 f"networks '{first.name}' and '{recipe.name}' are trained on different data and "
                 f"cannot be compared; use one data set"
             )
-    return recipe_data(first)
+    return first
 
 
 def _check_same(settings: RunSettings, out: Path) -> None:

@@ -22,8 +22,9 @@ from stepsearch.core.settings import Recipe
 from stepsearch.core.trial import Failure, Trial
 from stepsearch.evaluate import sample
 from stepsearch.nets.load import load_net
+from stepsearch.recipe_training import recipe_data
 from stepsearch.solvers.guidance import check_conditional
-from stepsearch.supernet import recipe_data, supernet_path
+from stepsearch.supernet import supernet_path
 
 Nets = Mapping[str, Net | Classifier]
 Pixels = NDArray[np.uint8]
@@ -73,7 +74,9 @@ def networks_of(schedule: StepSchedule) -> list[str]:
     return [str(key) for key in dict.fromkeys(asked)]
 
 
-def run_networks(schedule: StepSchedule, recipes: Sequence[Recipe], device: str) -> Nets:
+def run_networks(
+    schedule: StepSchedule, recipes: Sequence[Recipe], device: str, *, allow_code: bool = False
+) -> Nets:
     """The very networks that a run's schedule was measured with, from the run's recipes.
 
     Raises:
@@ -84,22 +87,22 @@ def run_networks(schedule: StepSchedule, recipes: Sequence[Recipe], device: str)
         recipe = by_name.get(key.rpartition("@")[0])
         if recipe is None:
             raise ConfigError(f"network '{key}' of the trial is none of the run's {list(by_name)}")
-        nets[key] = load_net(recipe_weights(recipe), device=device)
+        weights = recipe_weights(recipe, allow_code=allow_code)
+        nets[key] = load_net(weights, device=device)
         if (found := nets[key].card.key) != key:
             raise ConfigError(
-                f"{recipe_weights(recipe)}: was trained again: the trial was measured with {key}, "
+                f"{weights}: was trained again: the trial was measured with {key}, "
                 f"this is {found}; restore the old weights or search again"
             )
     return nets
 
 
-def recipe_weights(recipe: Recipe) -> Path:
+def recipe_weights(recipe: Recipe, *, allow_code: bool = False) -> Path:
     """Weights of a recipe; ConfigError with the command that makes them where they are missing."""
-    path = supernet_path(recipe, recipe_data(recipe))
+    path = supernet_path(recipe, recipe_data(recipe, allow_code=allow_code))
     if not path.is_file():
-        raise ConfigError(
-            f"{path}: no such weights; train them with `stepsearch train {recipe.file}`"
-        )
+        command = f"train {recipe.file}" if recipe.plain is None else "resume RUN"  # of a bank
+        raise ConfigError(f"{path}: no such weights; train them with `stepsearch {command}`")
     return path
 
 
@@ -149,12 +152,15 @@ def check_output(folder: Path) -> None:
 
 
 def write_samples(
-    folder: Path, job: Job, nets: Nets, on_images: Callable[[int], None] = lambda done: None
+    folder: Path,
+    job: Job,
+    nets: Nets,
+    on_images: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
     """Write 00000.png ..., grid.png, schedule.json and sample.json, all of them or nothing.
 
     Args:
-        on_images: told how many images there are after every batch.
+        on_images: told how many of all images there are after every batch.
     """
     check_output(folder)
     _check_shape(nets[job.schedule.stages[-1].net].card)
@@ -166,7 +172,7 @@ def write_samples(
             for j, pixels in enumerate(images, first):
                 to_image(pixels).save(draft / f"{j:0{digits}}.png")
             shown.extend(images[: max(0, MOST - first)])
-            on_images(first + len(images))
+            on_images(first + len(images), job.count)
         to_image(grid(np.stack(shown))).save(draft / "grid.png")
         facts = {"count": job.count, "seed": job.seed, "schedule": job.schedule.key()}
         (draft / "sample.json").write_text(json.dumps(facts) + "\n", encoding="utf-8")

@@ -26,13 +26,22 @@ if TYPE_CHECKING:
 
 JOURNAL = "journal.jsonl"
 DTYPES = {
-    "Int64": ("trial_id", "generation", "rank", "nfe", "pfdiff_k", "pfdiff_l", "n_samples", "seed"),
+    "Int64": (
+        "trial_id",
+        "generation",
+        "rank",
+        "nfe",
+        "immiscible_batch",
+        "pfdiff_k",
+        "pfdiff_l",
+        "n_samples",
+        "seed",
+    ),
     "Float64": (
         "fid",
         "fid_se",
         "gflops_per_image",
         "latency_ms",
-        "immiscible_batch",
         "pfdiff_c",
         "relay_start",
         "guidance",

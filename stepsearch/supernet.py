@@ -3,31 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from filelock import FileLock
-from torch import Tensor, nn
+from torch import Tensor
 
 from stepsearch.core.errors import ConfigError
-from stepsearch.core.process import get_process
+from stepsearch.core.process import TRAINED
 from stepsearch.core.protocols import NetCard
-from stepsearch.core.settings import Recipe, TrainConfig
+from stepsearch.core.settings import Recipe
 from stepsearch.nets.families import FAMILIES
 from stepsearch.nets.load import load_card, save_net
-from stepsearch.training.data import Dataset, load_dataset
-from stepsearch.training.loop import OnStep, train_supernet
-
-PROCESS = "vp-linear-1000"
-WINDOW = 200  # last steps that the card's loss per width is averaged over
-
-
-def recipe_data(recipe: Recipe) -> Dataset:
-    """The images that a recipe names."""
-    path = recipe.data.path
-    return load_dataset(recipe.data.kind, None if path is None else Path(path), recipe.data.size)
+from stepsearch.recipe_training import (
+    Together,
+    build_network,
+    checkpoint_path,
+    noise_scope,
+    train_recipe,
+)
+from stepsearch.training.data import Dataset
+from stepsearch.training.loop import ALONE, OnStep
 
 
 def supernet_path(recipe: Recipe, data: Dataset) -> Path:
@@ -36,16 +35,24 @@ def supernet_path(recipe: Recipe, data: Dataset) -> Path:
 
 
 def ensure_supernet(
-    recipe: Recipe, data: Dataset, *, device: str = "cpu", on_step: OnStep | None = None
+    recipe: Recipe,
+    data: Dataset,
+    *,
+    device: str = "cpu",
+    on_step: OnStep | None = None,
+    together: Together | None = None,
 ) -> tuple[Path, NetCard]:
     """Weights and card of the recipe's network, trained now unless they are there already.
 
     A training run that was killed continues from its last checkpoint.
+
+    Args:
+        together: lets workers train to the last step and leave their checkpoint; None trains here.
     """
     path = supernet_path(recipe, data)
     with FileLock(path.with_suffix(".lock")):
         if not path.is_file():
-            _make(recipe, data, path, device, on_step)
+            _make(recipe, data, path, device, on_step, together)
         return path, load_card(path)
 
 
@@ -57,17 +64,27 @@ def check_buildable(recipe: Recipe, data: Dataset) -> None:
             f"{recipe.file}: data: '{data.name}' has {count} images, fewer than the {least} that "
             f"this network needs; use more images or a smaller network"
         )
-    _build(recipe, data, "meta")
+    build_network(recipe, data, "meta")
     _check_labels(recipe, data)
     if recipe.train is not None and recipe.train.batch > count:
         raise ConfigError(
             f"{recipe.file}: train.batch: {recipe.train.batch} exceeds the {count} "
             f"images of '{data.name}'"
         )
+    if recipe.train is not None:
+        try:
+            ALONE.rows(recipe.train.batch, recipe.train.accumulate)
+        except ConfigError as error:
+            raise ConfigError(f"{recipe.file}: {error}") from None
 
 
 def _check_labels(recipe: Recipe, data: Dataset) -> None:
     """ConfigError unless a conditional network sees every one of its labels and no other."""
+    if noise_scope(recipe) == "within_class" and data.labels is None:
+        raise ConfigError(
+            f"{recipe.file}: train.immiscible.scope: '{data.name}' has no labels to stay within; "
+            f"use global"
+        )
     classes = FAMILIES[recipe.family].classes(recipe.net)
     if not classes:
         return
@@ -89,20 +106,15 @@ def _check_labels(recipe: Recipe, data: Dataset) -> None:
         )
 
 
-def _build(recipe: Recipe, data: Dataset, device: str) -> nn.Module:
-    """Fresh weights drawn from the recipe's seed."""
-    seed = 0 if recipe.train is None else recipe.train.seed
-    # torch's initialisers know no generator argument: seed the global one inside a fork of it
-    with torch.random.fork_rng(devices=[]), torch.device(device):
-        torch.random.default_generator.manual_seed(seed)
-        try:
-            return FAMILIES[recipe.family].build(recipe.net, data.images.shape[1:], recipe.widths)
-        except ConfigError as error:
-            raise ConfigError(f"{recipe.file}: net: {error}") from None
-
-
-def _make(recipe: Recipe, data: Dataset, path: Path, device: str, on_step: OnStep | None) -> None:
-    family, module = FAMILIES[recipe.family], _build(recipe, data, "cpu")
+def _make(
+    recipe: Recipe,
+    data: Dataset,
+    path: Path,
+    device: str,
+    on_step: OnStep | None,
+    together: Together | None,
+) -> None:
+    family, module = FAMILIES[recipe.family], build_network(recipe, data, "cpu")
     training: dict[str, Any] = {
         "recipe": recipe.content(),
         "recipe_sha256": recipe.sha256(data.sha256),
@@ -111,19 +123,28 @@ def _make(recipe: Recipe, data: Dataset, path: Path, device: str, on_step: OnSte
         "images": len(data.images),
         "torch": torch.__version__,
     }
+    if data.corrupt:
+        training["corrupt"] = list(data.corrupt)
     if recipe.train is None:
-        family.fit(module, data.images.astype(np.float32) / 127.5 - 1, seed=0)
+        if family.fitted:
+            family.fit(module, data.images.astype(np.float32) / 127.5 - 1, seed=0)
         weights: Mapping[str, Tensor] = module.state_dict()
     else:
-        weights, losses = _train(recipe, recipe.train, module, data, path, device, on_step)
+        how = (device, on_step, together)
+        weights, losses = train_recipe(recipe, recipe.train, module, data, path, *how)
         training |= {"steps": recipe.train.steps, "seed": recipe.train.seed, "loss": losses}
+        if recipe.train.immiscible is not None and recipe.train.immiscible.pool > 1:
+            training["immiscible"] = asdict(recipe.train.immiscible) | {
+                "scope": noise_scope(recipe)
+            }
     shape = tuple(data.images.shape[1:])
-    flops = tuple(family.flops(_build(recipe, data, "meta"), shape, w) for w in recipe.widths)
+    empty = build_network(recipe, data, "meta")
+    flops = tuple(family.flops(empty, shape, width) for width in recipe.widths)
     card = NetCard(
         name=recipe.name,
         sha256="",
         family=recipe.family,
-        process=PROCESS,
+        process=TRAINED,
         image_shape=shape,
         widths=recipe.widths,
         flops=flops,
@@ -132,42 +153,4 @@ def _make(recipe: Recipe, data: Dataset, path: Path, device: str, on_step: OnSte
         classes=family.classes(recipe.net),
     )
     save_net(path, card, weights)
-
-
-def _train(
-    recipe: Recipe,
-    config: TrainConfig,
-    module: nn.Module,
-    data: Dataset,
-    path: Path,
-    device: str,
-    on_step: OnStep | None,
-) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """EMA weights, and the mean loss of each width over the last steps."""
-    recent: dict[float, list[float]] = {}
-
-    def watch(step: int, losses: Mapping[float, float]) -> None:
-        if step > config.steps - WINDOW:
-            for width, loss in losses.items():
-                recent.setdefault(width, []).append(loss)
-        if on_step is not None:
-            on_step(step, losses)
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(config.threads)
-    try:
-        weights = train_supernet(
-            module,
-            data.images,
-            recipe.widths,
-            get_process(PROCESS),
-            config,
-            loss=FAMILIES[recipe.family].loss,
-            labels=data.labels if FAMILIES[recipe.family].classes(recipe.net) else None,
-            checkpoint=path.with_suffix(".training"),
-            on_step=watch,
-            device=device,
-        )
-    finally:
-        torch.set_num_threads(threads)
-    return weights, {f"{w:g}": float(np.mean(v)) for w, v in sorted(recent.items())}
+    checkpoint_path(path).unlink(missing_ok=True)

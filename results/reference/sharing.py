@@ -27,7 +27,8 @@ from stepsearch.core.settings import EvaluationSettings, Recipe
 from stepsearch.evaluate import Evaluator, EvaluatorSpec, prepare_evaluation
 from stepsearch.progress import Display
 from stepsearch.recipe_config import read_recipe
-from stepsearch.supernet import ensure_supernet, recipe_data
+from stepsearch.recipe_training import recipe_data
+from stepsearch.supernet import ensure_supernet
 
 HERE = Path(__file__)
 RECIPE = HERE.parents[2] / "supernets" / "digits.yaml"

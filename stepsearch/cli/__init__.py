@@ -9,15 +9,14 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
-from stepsearch.cli.common import roots
-from stepsearch.cli.networks import train
+from stepsearch.cli.common import read_resources, roots
+from stepsearch.cli.convert import convert, convert_arguments
+from stepsearch.cli.networks import train, train_arguments
 from stepsearch.cli.sampling import sample, sample_arguments
+from stepsearch.cli.stats import stats, stats_arguments
 from stepsearch.core.errors import ConfigError, StepsearchError
-
-if TYPE_CHECKING:
-    from stepsearch.run import Resources
 
 EXITS = """exit status: 0 done, 1 internal error, 2 bad input, 3 too many failed trials,
 4 no completed trial, 5 run directory corrupt, locked or of another search,
@@ -62,9 +61,18 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--gpus-per-worker", type=float, help="fractions allowed")
     train = command("train", "train the supernet of a recipe; unchanged ones are kept", "")
     train.add_argument("words", **words)
-    train.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    train_arguments(train)
+    convert_arguments(command("convert", "make a network that others trained ours", "source"))
     validate = command("validate", "check a space or recipe file and its data", "")
     validate.add_argument("words", **words)
+    stats = command("stats", "write reference statistics of the data of a recipe or space", "")
+    stats.add_argument("words", **words)
+    stats_arguments(stats)
+    sample_command = command("sample", "write images of a trial, or of a schedule file", "")
+    sample_arguments(sample_command)
+    for sub in (run, resume, train, validate, stats, sample_command):
+        text = "import the code that a recipe names under data: {dataset: ...}"
+        sub.add_argument("--allow-code", action="store_true", help=text)
     status = command("status", "how far a run is", "run")
     status.add_argument("--json", action="store_true")
     front = command("front", "print the Pareto front", "run")
@@ -73,7 +81,6 @@ def _parser() -> argparse.ArgumentParser:
         "--savings", action="store_true", help="what the search saves on each uniform width"
     )
     command("plot", "redraw the plots of a run", "run")
-    sample_arguments(command("sample", "write images of a trial, or of a schedule file", ""))
     command("ls", "list space files and recipes, here and shipped", "")
     return parser
 
@@ -100,12 +107,12 @@ def _run(args: argparse.Namespace) -> int:
     from stepsearch.config import read_space
     from stepsearch.run import start_run
 
-    resources = _resources(args)
+    resources = read_resources(args)
     seed = [] if args.seed is None else [f"search.seed={args.seed}"]
     settings = read_space(args.file, [*args.overrides, *seed])
     out = args.output or Path("results") / settings.name
     typed = args.file.read_text(encoding="utf-8-sig")
-    start_run(settings, out, typed, resources, resume=args.resume)
+    start_run(settings, out, typed, resources, resume=args.resume, allow_code=args.allow_code)
     print(out)
     return 0
 
@@ -113,36 +120,39 @@ def _run(args: argparse.Namespace) -> int:
 def _resume(args: argparse.Namespace) -> int:
     from stepsearch.run import resume_run
 
-    resume_run(args.run, _resources(args))
+    resume_run(args.run, read_resources(args), allow_code=args.allow_code)
     print(args.run)
     return 0
 
 
-def _resources(args: argparse.Namespace) -> Resources:
-    from stepsearch.run import Resources
-
-    if args.workers < 1:
-        raise ConfigError(f"--workers: must be at least 1, got {args.workers}")
-    if args.gpus_per_worker is not None and args.gpus_per_worker < 0:
-        raise ConfigError(f"--gpus-per-worker: must not be negative, got {args.gpus_per_worker:g}")
-    return Resources(args.workers, args.executor, args.address, args.gpus_per_worker)
-
-
 def _validate(args: argparse.Namespace) -> int:
-    from stepsearch.config import read_recipe, read_space
+    from stepsearch.build import coupling_warning
+    from stepsearch.config import read_space
+    from stepsearch.core.space import named
     from stepsearch.core.yamlfile import read_yaml
-    from stepsearch.supernet import check_buildable, recipe_data
+    from stepsearch.loading import read_data
+    from stepsearch.progress import Display
+    from stepsearch.recipe_config import read_recipe
+    from stepsearch.signals import Signals
+    from stepsearch.supernet import check_buildable
 
     if "supernets" in read_yaml(args.file, args.overrides).section():
         settings = read_space(args.file, args.overrides)
         recipes, search = settings.networks, settings.search
         sizes = [n for _, n in settings.space.genes]
         summary = f"{len(sizes)} genes, {search.population * search.generations} trials"
+        pools = {r.name: r.train.pool for r in settings.recipes if r.train is not None}
+        warning = coupling_warning(pools, map(named, settings.space.solvers))
     else:
         recipes = (read_recipe(args.file, args.overrides),)
         summary = f"recipe '{recipes[0].name}', widths {list(recipes[0].widths)}"
-    for recipe in recipes:
-        check_buildable(recipe, recipe_data(recipe))
+        warning = None
+    with Display() as display, Signals("the same command") as signals:
+        for recipe in recipes:
+            data = read_data(recipe, display, signals, allow_code=args.allow_code)
+            check_buildable(recipe, data)
+        if warning is not None:
+            display.say(warning)
     print(f"{args.file}: fine: {summary}")
     return 0
 
@@ -214,11 +224,13 @@ COMMANDS = {
     "run": _run,
     "resume": _resume,
     "train": train,
+    "convert": convert,
     "validate": _validate,
     "status": _status,
     "front": _front,
     "plot": _plot,
     "sample": sample,
+    "stats": stats,
     "ls": _ls,
 }
 

@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from stepsearch.core.errors import ConfigError
+
 if TYPE_CHECKING:
-    from stepsearch.progress import Display
-
-PATIENCE = 2.0  # seconds before progress is shown
+    from stepsearch.run import Resources
 
 
-def delayed(display: Display, name: str, total: int) -> Callable[[int], None]:
-    """Shows progress from the third second on: what is over sooner needs none."""
-    start, shown = time.monotonic(), False
+def read_resources(args: argparse.Namespace) -> Resources:
+    """Workers and where they are; ConfigError for a number that makes no sense."""
+    from stepsearch.run import Resources
 
-    def advance(done: int) -> None:
-        nonlocal shown
-        if not shown and time.monotonic() - start > PATIENCE:
-            display.stage(name, total)
-            shown = True
-        if shown:
-            display.advance(name, done, total)
-
-    return advance
+    if args.workers < 1:
+        raise ConfigError(f"--workers: must be at least 1, got {args.workers}")
+    if args.gpus_per_worker is not None and args.gpus_per_worker < 0:
+        raise ConfigError(f"--gpus-per-worker: must not be negative, got {args.gpus_per_worker:g}")
+    return Resources(args.workers, args.executor, args.address, args.gpus_per_worker)
 
 
 def roots() -> tuple[Path, Path, Path]:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stepsearch.cli.common import delayed, roots
+from stepsearch.cli.common import roots
 from stepsearch.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -35,8 +35,9 @@ def sample_arguments(parser: argparse.ArgumentParser) -> None:
 def sample(args: argparse.Namespace) -> int:
     """Write images; the folder is printed."""
     _check(args)  # before torch is imported
+    from stepsearch.build import coupling_warning, trained_pool
     from stepsearch.evaluate import pick_device
-    from stepsearch.progress import Display
+    from stepsearch.progress import Display, delayed
     from stepsearch.sample import Job, check_output, write_samples
 
     device = pick_device(args.device)
@@ -45,8 +46,13 @@ def sample(args: argparse.Namespace) -> int:
     folder = args.output or (args.run or Path()) / "samples" / schedule.key()
     check_output(folder)
     job = Job(schedule, args.count, seed, args.batch, device)
+    cards = [nets[stage.net].card for stage in schedule.stages]
+    pools = {card.name: trained_pool(card) for card in cards}
+    warning = coupling_warning(pools, [(stage.solver, stage.args) for stage in schedule.stages])
     with Display() as display:
-        write_samples(folder, job, nets, delayed(display, "images", args.count))
+        if warning is not None:
+            display.say(warning)
+        write_samples(folder, job, nets, delayed(display, "images"))
     print(folder)
     return 0
 
@@ -81,7 +87,7 @@ def _of_run(args: argparse.Namespace, device: str) -> tuple[StepSchedule, Nets, 
     trial = find_trial(read_journal(args.run / JOURNAL)[0], args.trial, args.run)
     settings = read_space(args.run / "resolved.yaml")
     schedule = StepSchedule.from_json(trial.schedule)
-    nets = run_networks(schedule, settings.networks, device)
+    nets = run_networks(schedule, settings.networks, device, allow_code=args.allow_code)
     return schedule, nets, settings.evaluation.seed
 
 
@@ -90,8 +96,8 @@ def _of_file(args: argparse.Namespace, device: str) -> tuple[StepSchedule, Nets,
     from stepsearch.sample import bind, read_schedule
 
     given = read_schedule(args.schedule)
-    net = _network("--supernet", args.supernet, "eps", device)
-    guide = None if args.guide is None else _network("--guide", args.guide, "gradient", device)
+    net = _network("supernet", "eps", args, device)
+    guide = None if args.guide is None else _network("guide", "gradient", args, device)
     try:
         schedule = bind(given, net.card, None if guide is None else guide.card)
     except ConfigError as error:
@@ -103,22 +109,25 @@ def _of_file(args: argparse.Namespace, device: str) -> tuple[StepSchedule, Nets,
     return schedule, {n.card.key: n for n in (net, guide) if n is not None}, 0
 
 
-def _network(option: str, name: str, ability: str, device: str) -> Any:
-    """What a path of weights, a path of a recipe, or a recipe's name stands for."""
-    from stepsearch.config import read_recipe
+def _network(option: str, ability: str, args: argparse.Namespace, device: str) -> Any:
+    """What an option's path of weights, path of a recipe, or recipe's name stands for."""
     from stepsearch.nets.load import load_net
+    from stepsearch.recipe_config import read_recipe
     from stepsearch.sample import recipe_weights
 
+    name = getattr(args, option)
     paths = [Path(name), *(root / "supernets" / f"{name}.yaml" for root in roots())]
     path = next((path for path in paths if path.is_file()), None)
     if path is None:
         raise ConfigError(
-            f"{option}: '{name}' is neither a recipe, nor weights, nor a name that `stepsearch ls` "
-            f"lists under supernets"
+            f"--{option}: '{name}' is neither a recipe, nor weights, nor a name that "
+            f"`stepsearch ls` lists under supernets"
         )
-    weights = path if path.suffix == ".safetensors" else recipe_weights(read_recipe(path))
+    weights = path
+    if path.suffix != ".safetensors":
+        weights = recipe_weights(read_recipe(path), allow_code=args.allow_code)
     net = load_net(weights, device=device)
     if not hasattr(net, ability):
         what = {"eps": "predicts no noise", "gradient": "is no classifier"}[ability]
-        raise ConfigError(f"{option}: '{name}' is of family '{net.card.family}' and {what}")
+        raise ConfigError(f"--{option}: '{name}' is of family '{net.card.family}' and {what}")
     return net

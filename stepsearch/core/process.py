@@ -199,6 +199,7 @@ _ALL: tuple[Process, ...] = (
     VarianceExploding("edm", 0.002, 80.0),  # Karras et al. 2022, table 1
     VarianceExploding("ve", 0.01, 50.0),  # Song et al. 2021, app. C, for CIFAR-10
 )
+TRAINED = "vp-linear-1000"  # what supernets are trained on; betas linear from 1e-4 to 0.02
 PROCESSES: dict[str, Process] = {p.name: p for p in _ALL}
 _CONTINUOUS = {
     p.name: Table(p.name, p.levels, discrete=False) for p in _ALL if isinstance(p, Table)

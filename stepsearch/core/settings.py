@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
+from stepsearch.core.counting import FULL_COUNT
 from stepsearch.core.space import NO_GUIDANCE, SearchSpace
 
 
@@ -19,16 +21,42 @@ def content_hash(data: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class DataSettings:
-    """Where images come from; `path` is absolute, `size` None keeps the images as they are."""
+    """Where images come from and what is made of them; None keeps them as they are."""
 
     kind: str
-    path: str | None = None
-    size: int | None = None
+    path: str | None = None  # absolute; of kind `dataset`, package.module:name
+    size: int | None = None  # side in pixels
+    channels: int | None = None  # 1 or 3
+    corrupt: str = "error"  # one of CORRUPT
+    args: Mapping[str, Any] = field(default_factory=dict, hash=False)  # of kind `dataset`
+
+    def content(self) -> dict[str, Any]:
+        """What says more than the hash of the images does: code, which makes them, is told."""
+        code = {"dataset": self.path, "args": dict(self.args)} if self.kind == "dataset" else {}
+        return {"kind": self.kind, "size": self.size} | code
+
+
+CORRUPT = ("error", "skip")  # what is done about images that cannot be decoded
+
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # of a recipe, a network, a run
+METHODS = ("assignment", "knn")
+SCOPES = ("global", "within_class")
+PRECISIONS = ("float32", "bf16")
+
+
+@dataclass(frozen=True, slots=True)
+class Immiscible:
+    """How noise is given to images; a pool of 1 is plain training."""
+
+    pool: int = 256  # images and noises that are paired; for knn, candidates of each image
+    method: str = "assignment"  # one of METHODS
+    scope: str | None = None  # one of SCOPES; None is within_class where the network reads labels
 
 
 @dataclass(frozen=True, slots=True)
 class TrainConfig:
-    """One training run; `steps` optimiser steps of `batch` images at three widths each."""
+    """One training run; `steps` optimiser steps of `batch` images at some widths each."""
 
     steps: int
     batch: int = 128
@@ -39,6 +67,28 @@ class TrainConfig:
     seed: int = 0
     checkpoint_every: int = 500  # steps
     threads: int = 1  # on a CPU; fixed, so that the same recipe gives the same weights
+    between: int = 1  # random widths a step, beside the widest and the narrowest
+    width_weight: float = 0.0  # a loss at width w counts w ** width_weight
+    distill: float = 0.0  # part of the target that is the answer of the widest
+    flip: bool = False  # mirror half of the images
+    accumulate: int = 1  # parts that a batch is cut into, to save memory
+    precision: str = "float32"  # one of PRECISIONS; bf16 is autocast
+    compile: bool = False  # torch.compile, once for each width
+    immiscible: Immiscible | None = None
+    trunk: int | None = None  # steps that all networks of a bank have in common
+
+    @property
+    def pool(self) -> int:
+        """Images and noises that are paired; 1 is plain training."""
+        return 1 if self.immiscible is None else self.immiscible.pool
+
+    def content(self) -> dict[str, Any]:
+        """What weights depend on; later additions say nothing where they are not used."""
+        data = asdict(self)
+        del data["trunk"]  # where a recipe branches off from another, it says so
+        if self.immiscible is not None and self.immiscible.pool == 1:
+            data["immiscible"] = None
+        return {k: v for k, v in data.items() if k in FIRST or v != DEFAULTS[k]}
 
     def rate(self, step: int) -> float:
         """Learning rate of `step`, counted from 0."""
@@ -52,6 +102,10 @@ class TrainConfig:
         return min(self.ema, (1 + step) / (10 + step))
 
 
+DEFAULTS = {f.name: f.default for f in fields(TrainConfig)}
+FIRST = tuple(DEFAULTS)[: tuple(DEFAULTS).index("threads") + 1]  # of the first version
+
+
 @dataclass(frozen=True, slots=True)
 class Recipe:
     """A supernet to train; its content is its identity."""
@@ -61,19 +115,34 @@ class Recipe:
     family: str
     net: Mapping[str, Any] = field(hash=False)
     widths: tuple[float, ...]
-    train: TrainConfig | None  # None for a family that is fitted in closed form
+    train: TrainConfig | None  # None for a fitted family, or weights taken as they are
     file: str = ""  # the recipe's own path, no part of its identity
+    init: str = ""  # weights that training starts from, or that are taken as they are
+    init_sha256: str = ""  # their identity
+    plain: TrainConfig | None = None  # of the recipe that this one of a bank was made from
 
     def content(self) -> dict[str, Any]:
         """What the weights depend on; where the images lie is no part of it, their hash is."""
         data = asdict(self)
-        del data["file"]
-        data["data"] = {k: v for k, v in data["data"].items() if k != "path"}
+        del data["file"], data["init"], data["plain"]
+        if self.plain is not None and self.plain.trunk is not None:
+            data["trunk"] = {"steps": self.plain.trunk, "train": self.plain.content()}
+        if not self.init_sha256:
+            del data["init_sha256"]
+        data["data"] = self.data.content()
+        data["train"] = None if self.train is None else self.train.content()
         return data
 
     def sha256(self, data_sha256: str) -> str:
         """Identity of the network that this recipe trains on the images of that hash."""
         return content_hash({**self.content(), "data_sha256": data_sha256})
+
+    def trunk_sha256(self, data_sha256: str) -> str:
+        """Identity of the first steps, the same for all networks of a bank."""
+        config = self.plain or self.train
+        assert config is not None
+        common = replace(self, name="", train=config, plain=None).content()
+        return content_hash({**common, "steps": config.trunk, "data_sha256": data_sha256})
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +155,8 @@ class EvaluationSettings:
     features: str = "classifier"
     weights: str | None = None  # local weights file of the extractor
     device: str = "auto"
+    reference: str | None = None  # statistics of `stepsearch stats`; None takes those of the data
+    counting: str = FULL_COUNT  # one of COUNTINGS: which FLOPs gflops_per_image holds
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +189,15 @@ class RunSettings:
         """Everything to train: supernets, then guides."""
         return (*self.recipes, *self.guides)
 
+    def trained(self, network: str) -> dict[str, Any]:
+        """What tells the training of a supernet from plain training, or from others of its bank."""
+        bank = self.space.bank
+        values = {} if bank is None else bank.values(network)
+        config = next((r.train for r in self.recipes if r.name == network), None)
+        if config is not None and (values or config.pool > 1):
+            values["immiscible.pool"] = config.pool
+        return values
+
     def content(self) -> dict[str, Any]:
         """What the results depend on; two runs are the same search if this is equal."""
         data = asdict(self)
@@ -130,5 +210,10 @@ class RunSettings:
             del data["space"]["monotone"]
         if self.space.guidances == (NO_GUIDANCE,):
             del data["space"]["guidances"]
+        if self.space.bank is None:
+            del data["space"]["bank"]
         del data["evaluation"]["device"]
+        if self.evaluation.counting == FULL_COUNT:
+            del data["evaluation"]["counting"]
+        del data["evaluation"]["reference"]  # the metric's id says more than where it lies
         return data

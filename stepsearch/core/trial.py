@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from stepsearch.core.counting import FULL_COUNT
 from stepsearch.core.schedule import run_length
 from stepsearch.core.space import Candidate
 
@@ -20,10 +21,12 @@ COLUMNS = [
     "fid",
     "fid_se",
     "gflops_per_image",
+    "counting",
     "nfe",
     "latency_ms",
     "supernet",
     "immiscible_batch",
+    "train",
     "solver",
     "solver_args",
     "pfdiff_k",
@@ -63,6 +66,7 @@ class Measurement:
     metric_id: str
     seconds: float
     started_at: str  # UTC, ISO 8601
+    counting: str = FULL_COUNT  # how `gflops_per_image` counts
 
     def __post_init__(self) -> None:
         bad = {k: v for k, v in self.values.items() if not math.isfinite(v)}
@@ -91,6 +95,7 @@ class Trial:
     candidate: Candidate
     call_widths: tuple[float, ...]
     result: Measurement | Failure
+    trained: Mapping[str, Any] = field(default_factory=dict, hash=False)  # of RunSettings.trained
 
     @property
     def complete(self) -> bool:
@@ -117,6 +122,7 @@ class Trial:
         """The trial's line of trials.csv; what does not apply is None."""
         c, r = self.candidate, self.result
         args = c.solver_args if c.solver == "pfdiff" else {}
+        trained = dict(self.trained)
         row: dict[str, Any] = dict.fromkeys(COLUMNS)
         row |= {
             "trial_id": self.trial_id,
@@ -127,6 +133,8 @@ class Trial:
             "is_pareto": rank == 0,
             "nfe": len(self.call_widths),
             "supernet": c.supernet,
+            "immiscible_batch": trained.pop("immiscible.pool", None),
+            "train": _arguments(trained),
             "solver": c.solver,
             "solver_args": _arguments(c.solver_args),
             "pfdiff_k": args.get("k"),
@@ -145,6 +153,7 @@ class Trial:
         if isinstance(r, Measurement):
             row |= {name: r.values.get(name) for name in ("fid", "fid_se", "gflops_per_image")}
             row |= {"n_samples": r.n_samples, "seed": r.seed, "metric_id": r.metric_id}
+            row["counting"] = r.counting if "gflops_per_image" in r.values else None
         else:
             row["error"] = r.error
         return row

@@ -13,12 +13,14 @@ from safetensors.torch import load_file
 from support import read_csv, timeless
 
 from stepsearch import load_run
-from stepsearch.config import dump_space, read_recipe, read_space
+from stepsearch.config import dump_space, read_space
 from stepsearch.core.errors import ConfigError
 from stepsearch.core.guidance import Guidance
 from stepsearch.core.settings import content_hash
 from stepsearch.nets.load import file_sha256, load_card, load_net, save_net
-from stepsearch.supernet import check_buildable, recipe_data
+from stepsearch.recipe_config import read_recipe
+from stepsearch.recipe_training import recipe_data
+from stepsearch.supernet import check_buildable
 
 RECIPE = "version: 1\nname: {0}\ndata: digits\nwidths: {1}\nnet: {{{2}}}\ntrain: {3}\n"
 TRAIN = "{steps: 2, batch: 8, warmup: 0}"

@@ -13,7 +13,8 @@ from stepsearch import StepSchedule, convert, integrate, load_net, plan_stage
 from stepsearch.cli import main
 from stepsearch.core.errors import ConfigError
 from stepsearch.recipe_config import read_recipe
-from stepsearch.supernet import recipe_data, supernet_path
+from stepsearch.recipe_training import recipe_data
+from stepsearch.supernet import supernet_path
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,9 @@ from stepsearch.config import read_space
 from stepsearch.core.errors import Interrupted
 from stepsearch.nets.load import load_card
 from stepsearch.recipe_config import read_recipe
+from stepsearch.recipe_training import recipe_data
 from stepsearch.store import JOURNAL
-from stepsearch.supernet import ensure_supernet, recipe_data
+from stepsearch.supernet import ensure_supernet
 
 STEPS, TRUNK = 14, 8
 NET = f"""\

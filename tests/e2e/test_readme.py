@@ -6,9 +6,10 @@ import pandas as pd
 import pytest
 from support import ROOT, copy_toy
 
-from stepsearch.config import read_recipe, read_space
+from stepsearch.config import read_space
 from stepsearch.core.space import named
 from stepsearch.core.trial import COLUMNS
+from stepsearch.recipe_config import read_recipe
 from stepsearch.run import Resources, start_run
 from stepsearch.solvers.registry import GRIDS, SOLVERS
 from stepsearch.store import COLUMN_TYPES
