@@ -27,6 +27,7 @@ def assign_noise(images: Tensor, noise: Tensor, *, labels: Tensor | None = None)
     Raises:
         ValueError: shapes that do not fit, or numbers that are not finite.
     """
+    images, noise = torch.as_tensor(images), torch.as_tensor(noise)  # arrays are welcome too
     if images.shape != noise.shape or images.ndim < 2:
         raise ValueError(
             f"images and noise need one shape (N, ...), got {tuple(images.shape)} and "
@@ -35,6 +36,7 @@ def assign_noise(images: Tensor, noise: Tensor, *, labels: Tensor | None = None)
     x, n = images.float().flatten(1), noise.float().flatten(1)
     if labels is None:
         return _assign(x, n)
+    labels = torch.as_tensor(labels, device=x.device)
     if labels.shape != (len(x),):
         raise ValueError(f"labels need shape ({len(x)},), got {tuple(labels.shape)}")
     perm = torch.empty(len(x), dtype=torch.long)

@@ -199,6 +199,14 @@ class TestAssignment:
         assert sorted(perm.tolist()) == rows
         assert float(square[rows, perm].sum()) == pytest.approx(best, rel=1e-6)
 
+    def test_arrays_lists_and_doubles_are_welcome(self):
+        rng = np.random.default_rng(0)
+        x, noise, labels = rng.random((12, 3)), rng.random((12, 3)), [0, 1, 1] * 4
+        want = assign_noise(torch.tensor(x), torch.tensor(noise), labels=torch.tensor(labels))
+        got = assign_noise(x, noise, labels=labels)
+        assert got.dtype == torch.long
+        assert torch.equal(got, want)
+
     def test_scaled_images_are_paired_alike(self):
         rng = torch.Generator().manual_seed(0)
         x, noise = (torch.randn(64, 3, 4, 4, generator=rng) for _ in range(2))
