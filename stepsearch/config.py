@@ -29,6 +29,7 @@ from stepsearch.recipe_config import (
     check_version,
     filled,
     path_of,
+    place_of,
     read_name,
     read_recipe,
 )
@@ -106,9 +107,9 @@ def _supernets(value: Value, folder: Path) -> tuple[Recipe, ...]:
 def _recipe(value: Value, folder: Path) -> Recipe:
     path = path_of(value, folder)
     if path is None or not path.is_file():
-        where = folder / value.text()
+        where = place_of(value, folder)
         raise value.error(f"'{value.text()}': no such recipe at {where}; paths start at this file")
-    return read_recipe(folder / value.text())
+    return read_recipe(place_of(value, folder))
 
 
 def _evaluation(value: Value | None, folder: Path) -> EvaluationSettings:
@@ -118,14 +119,14 @@ def _evaluation(value: Value | None, folder: Path) -> EvaluationSettings:
     def weights(v: Value) -> str:
         path = path_of(v, folder)
         if path is None or not path.is_file():
-            raise v.error(f"'{v.text()}': no such weights file at {folder / v.text()}")
+            raise v.error(f"'{v.text()}': no such weights file at {place_of(v, folder)}")
         return str(path)
 
     def reference(v: Value) -> str:
         path = path_of(v, folder)
         if path is None or not path.is_file():
             raise v.error(
-                f"'{v.text()}': no such statistics at {folder / v.text()}; write them with "
+                f"'{v.text()}': no such statistics at {place_of(v, folder)}; write them with "
                 f"`stepsearch stats`"
             )
         return str(path)

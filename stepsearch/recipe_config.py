@@ -23,7 +23,7 @@ from stepsearch.core.settings import (
     Recipe,
     TrainConfig,
 )
-from stepsearch.core.yamlfile import Section, Value, read_yaml
+from stepsearch.core.yamlfile import OVERRIDE, Section, Value, read_yaml
 from stepsearch.nets.families import FAMILIES
 from stepsearch.nets.load import load_card
 from stepsearch.nets.start import check_start
@@ -70,7 +70,7 @@ def _init(value: Value | None, folder: Path) -> tuple[str, NetCard | None]:
     path = path_of(value, folder)
     if path is None or path.suffix != ".safetensors":
         raise value.error(
-            f"'{value.text()}': no .safetensors at {folder / value.text()}; `stepsearch convert` "
+            f"'{value.text()}': no .safetensors at {place_of(value, folder)}; `stepsearch convert` "
             f"makes them of a network that others trained"
         )
     try:
@@ -118,10 +118,15 @@ def read_name(root: Section, path: Path) -> str:
     return name
 
 
+def place_of(value: Value, folder: Path) -> Path:
+    """What a path means: in a file it starts at the file's folder, on the command line here."""
+    return (Path() if value.source.startswith(OVERRIDE) else folder) / value.text()
+
+
 def path_of(value: Value, folder: Path) -> Path | None:
     """The absolute path that a value names; None where nothing is there or could be."""
     try:
-        path = (folder / value.text()).resolve()
+        path = place_of(value, folder).resolve()
         return path if path.exists() else None
     except (OSError, ValueError):  # too long a name, a NUL, no permission
         return None
@@ -155,7 +160,7 @@ def _data(value: Value, folder: Path) -> DataSettings:
         raise section.need("args").error(f"'{kinds[0]}' takes none; leave args out")
     path = path_of(source, folder)
     if path is None:
-        where = folder / source.text()
+        where = place_of(source, folder)
         raise source.error(
             f"'{source.text()}': no such file or folder at {where}; correct the path, or add "
             f"data.{kinds[0]}=PATH to the command"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import socket
 import sys
 import tempfile
@@ -51,21 +52,21 @@ class _Board:
     def __init__(self) -> None:
         self._steps: Steps = []
         self._trouble: str | None = None
-        self._stop = False
+        self._stop = self._ended = False
 
     def report(self, steps: Steps) -> bool:
         """Steps that were done; answers whether to stop."""
         self._steps += steps
         return self._stop
 
-    def refuse(self, trouble: str) -> None:
-        """No worker trains, and why."""
-        self._trouble = trouble
+    def end(self, trouble: str | None = None) -> None:
+        """Training has ended, or there is none, and why."""
+        self._ended, self._trouble = True, trouble
 
-    def read(self, stop: bool) -> tuple[Steps, str | None]:
+    def read(self, stop: bool) -> tuple[Steps, bool, str | None]:
         """What was reported since the last time; `stop` is told to whoever reports next."""
         steps, self._steps, self._stop = self._steps, [], stop
-        return steps, self._trouble
+        return steps, self._ended, self._trouble
 
 
 class RayTrainer:
@@ -90,6 +91,10 @@ class RayTrainer:
         self._workers, self._check = workers, check
         self._each = {"CPU": cpus_per_worker, "GPU": gpus_per_worker}
         self._ray = _import_ray(address)
+        # what Ray Train notes for itself; its default is a folder in the user's home
+        self._notes = tempfile.TemporaryDirectory(
+            prefix="stepsearch-ray-", ignore_cleanup_errors=True
+        )
         try:
             with _quiet():
                 connect(self._ray, workers, address, cpus=cpus_per_worker, gpus=gpus_per_worker)
@@ -110,12 +115,10 @@ class RayTrainer:
             StepsearchError: more groups were lost than may be.
         """
         board = self._ray.remote(num_cpus=0)(_Board).remote()
-        notes = tempfile.TemporaryDirectory(prefix="stepsearch-ray-", ignore_cleanup_errors=True)
-        with _quiet(), notes as folder:
-            running = _Fit(self._trainer({"factory": factory, "board": board}, folder))
+        with _quiet():
+            running = _Fit(self._trainer({"factory": factory, "board": board}))
             try:
-                stopped = self._follow(running, board, on_step)
-                _, trouble = self._ray.get(board.read.remote(False))
+                stopped, trouble = self._follow(running, board, on_step)
             except self._ray.exceptions.RayError as error:
                 raise StepsearchError(f"ray: {_last_line(error)}; {AGAIN}") from None
         if stopped is not None:
@@ -128,7 +131,7 @@ class RayTrainer:
                 f"{_last_line(running.error)}; {AGAIN}"
             )
 
-    def _trainer(self, job: dict[str, Any], folder: str) -> Any:
+    def _trainer(self, job: dict[str, Any]) -> Any:
         train, gpus = self._ray.train, self._each["GPU"]
         return train.torch.TorchTrainer(
             _work,
@@ -139,34 +142,41 @@ class RayTrainer:
                 num_workers=self._workers, use_gpu=gpus > 0, resources_per_worker=self._each
             ),
             run_config=train.RunConfig(
-                storage_path=folder,  # weights go beside the recipe
+                name=secrets.token_hex(8),  # runs of one name would be one run
+                storage_path=self._notes.name,
                 failure_config=train.FailureConfig(max_failures=FAILURES),
             ),
         )
 
-    def _follow(self, running: _Fit, board: Any, on_step: OnStep) -> Interrupted | None:
-        """Pass reports on until the end; returns what stopped it."""
+    def _follow(
+        self, running: _Fit, board: Any, on_step: OnStep
+    ) -> tuple[Interrupted | None, str | None]:
+        """Pass reports on until the end; returns what stopped it, and why none trained.
+
+        It is the first worker that says when the end has come: Ray Train needs 12 seconds more
+        to stop an actor that asks a dashboard, of which there is none.
+        """
         stopped, asked, begun = None, 0.0, False
-        while not running.ended(POLL_SECONDS):
+        while True:
+            over = running.ended(POLL_SECONDS)
             if stopped is None:
                 try:
                     self._check()
                 except Interrupted as error:
                     stopped, asked = error, time.monotonic()
-            steps, _ = self._ray.get(board.read.remote(stopped is not None))
-            begun = begun or bool(steps)
+            steps, ended, trouble = self._ray.get(board.read.remote(stopped is not None))
             for step, losses in steps:
                 on_step(step, losses)
-            if stopped is not None and (not begun or time.monotonic() - asked > STOP_SECONDS):
-                return stopped  # nobody is there to listen
-        for step, losses in self._ray.get(board.read.remote(False))[0]:
-            on_step(step, losses)
-        return stopped
+            begun = begun or bool(steps)
+            deaf = stopped is not None and (not begun or time.monotonic() - asked > STOP_SECONDS)
+            if over or ended or deaf:
+                return stopped, trouble
 
     def close(self) -> None:
         """Stop the workers, and Ray itself if it was started here."""
         with _quiet():
             self._ray.shutdown()
+        self._notes.cleanup()
 
 
 def _quiet() -> contextlib.redirect_stdout[Any]:
@@ -210,7 +220,7 @@ def _work(job: Mapping[str, Any]) -> None:
     dist.all_gather_object(troubles, trouble)  # a worker that trains alone would wait for ever
     first = next((t for t in troubles if t is not None), None)
     if train is None or first is not None:
-        ray.get(board.refuse.remote(first))
+        ray.get(board.end.remote(first))
         return
 
     def average(tensor: Tensor) -> None:
@@ -252,7 +262,7 @@ class _Report:
         """Tell the rest."""
         if self._rank == 0:
             self._send()
-            self._ray.get(self._answer)
+            self._ray.get([self._answer, self._board.end.remote()])
 
 
 def _last_line(error: Exception) -> str:

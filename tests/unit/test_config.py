@@ -263,6 +263,16 @@ class TestGoodFiles:
         own = [f"data.parquet={__file__}"] if "{parquet: " in path.read_text() else []
         assert read_recipe(path, own).name == path.stem
 
+    def test_paths_of_the_command_line_start_where_it_is_typed(self, folder, monkeypatch):
+        here = folder / "here"
+        here.mkdir()
+        (here / "own.npz").touch()
+        monkeypatch.chdir(here)
+        recipe = read_recipe(folder / "net.yaml", ["data={npz: own.npz}"])
+        assert recipe.data.path == str(here / "own.npz")
+        with pytest.raises(ConfigError, match=r"no such file or folder at other\.npz"):
+            read_recipe(folder / "net.yaml", ["data={npz: other.npz}"])
+
     def test_defaults_fill_what_is_left_out(self, folder):
         text = SPACE[: SPACE.index("constraints")].replace("name: toy\n", "")
         (folder / "space.yaml").write_text(text)
