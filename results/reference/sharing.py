@@ -37,9 +37,7 @@ SANDWICH: dict[str, Any] = {"learning_rate": 1e-2, "ema": 0.995, "between": 1}
 WAYS: dict[str, dict[str, Any]] = {  # of training a supernet, beside SANDWICH
     "sandwich": {},
     "all widths": {"between": 5},
-    "rate 5e-3": {"learning_rate": 5e-3},
     "rate 2e-2": {"learning_rate": 2e-2},
-    "wide first": {"width_weight": 1.0},
     "narrow first": {"width_weight": -1.0},
     "distilled": {"distill": 0.5},
 }
