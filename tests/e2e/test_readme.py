@@ -102,3 +102,18 @@ def test_the_digits_table_of_solvers_is_that_of_the_reference():
     for label, *shown in quoted:
         want = [fids.get((label, n)) for n in (4, 5, 6, 8, 10, 15, 20)]
         assert shown == ["" if fid is None else cell("fid", fid) for fid in want], label
+
+
+def test_the_table_of_immiscible_training_is_that_of_the_reference():
+    lines = [line.strip("| \n").split(" | ") for line in README.splitlines()]
+    for name, file in (("digits", "immiscible_digits"), ("CIFAR-10", "immiscible_cifar10")):
+        table = pd.read_csv(ROOT / f"results/reference/{file}.csv")
+        last = table[table["steps"] == table["steps"].max()]
+        assert set(last["seed"]) == {0, 1, 2}
+        fids = last.groupby(["calls", "pool"])["fid"]
+        mean, spread = fids.mean(), fids.std(ddof=1)
+        quoted = [line for line in lines if len(line) == 6 and line[0] == name]
+        assert [line[1] for line in quoted] == ["5", "10", "20"]
+        for _, calls, *shown in quoted:
+            keys = [(int(calls), pool) for pool in (1, 64, 256, 1024)]
+            assert shown == [f"{mean[key]:.1f} ({spread[key]:.1f})" for key in keys]
