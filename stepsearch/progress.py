@@ -30,6 +30,7 @@ class Display:
         self._started = self._last = time.monotonic()
         self._best: tuple[float, float] | None = None
         self._counting = ""
+        self._first: int | None = None  # step of this training
 
     def __enter__(self) -> Display:
         if sys.stderr.isatty():
@@ -61,6 +62,7 @@ class Display:
     def stage(self, name: str, total: int) -> None:
         """Begin something of `total` steps; the one before is finished."""
         self._started = self._last = time.monotonic()
+        self._first = None
         if self._bar is None:
             return
         if self._task is not None:
@@ -74,7 +76,10 @@ class Display:
     def training(self, step: int, total: int, losses: Mapping[float, float]) -> None:
         """One optimiser step, its loss per width."""
         shown = " ".join(f"{w:g}:{loss:.3f}" for w, loss in sorted(losses.items()))
-        self._advance("training", step, total, step, f"loss per width {shown}")
+        if self._first is None:
+            self._first = step  # one that is resumed starts later
+        measured = step - self._first + 1
+        self._advance("training", step, total, measured, f"loss per width {shown}")
 
     def trial(self, p: Progress) -> None:
         """One finished trial."""

@@ -9,45 +9,26 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
-from stepsearch.core.errors import ConfigError, StepsearchError
+from stepsearch.cluster import connect, prepare_ray
+from stepsearch.core.errors import StepsearchError
 from stepsearch.core.schedule import StepSchedule
 from stepsearch.core.trial import Failure, Measurement
 from stepsearch.executors.local import ATTEMPTS, Score, Trouble, attempt, note_trouble
 
-REACH_SECONDS = 10.0  # for an address to answer at all
 START_SECONDS = 300.0  # for all workers to load their networks
-STORE_BYTES = 200_000_000  # schedules and scores are all that passes through the object store
 
 
 def _import_ray(address: str | None) -> Any:
-    """Ray, with the settings that it reads when it is imported.
-
-    A local cluster of one user needs no token, and with the mode unset Ray 2.60 would write one
-    that later clusters demand; a remote cluster gets the token if there is one.
-    """
-    token = Path.home() / ".ray" / "auth_token"
-    mode = "token" if address not in (None, "local") and token.is_file() else "disabled"
-    os.environ.setdefault("RAY_AUTH_MODE", mode)
-    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # workers keep this Python
-    os.environ.setdefault("RAY_SCHEDULER_EVENTS", "0")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    """Ray, with the settings that it reads when it is imported."""
+    prepare_ray(address)
     import ray
 
     return ray
-
-
-def _check_reachable(address: str) -> None:
-    """ConnectionError unless something listens there; Ray itself would wait for ever."""
-    host, _, port = address.rpartition(":")
-    if port.isdigit():
-        socket.create_connection((host.strip("[]"), int(port)), REACH_SECONDS).close()
 
 
 class _Worker:
@@ -88,40 +69,12 @@ class RayExecutor:
         # Ray prints what its raylet says of dead workers to stdout, which belongs to data
         self._stack.enter_context(contextlib.redirect_stdout(sys.stderr))
         try:
-            self._connect(workers, address)
+            connect(self._ray, workers, address, gpus=gpus_per_worker)
             self._idle = deque(self._start() for _ in range(workers))
             self.pids: list[int] = self._wait_ready()
         except BaseException:
             self.close()
             raise
-
-    def _connect(self, workers: int, address: str | None) -> None:
-        common = {"log_to_driver": False, "logging_level": "ERROR"}
-        local = address in (None, "local")
-        try:
-            if local:
-                self._ray.init(
-                    address="local",
-                    num_cpus=workers,
-                    include_dashboard=False,
-                    object_store_memory=STORE_BYTES,
-                    **common,
-                )
-            else:
-                _check_reachable(str(address))
-                self._ray.init(address=address, **common)
-        except (OSError, ValueError, RuntimeError) as error:
-            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise ConfigError(
-                f"ray: cannot reach {address or 'a local cluster'}: {first}"
-            ) from None
-        found = self._ray.cluster_resources()
-        for kind, needed in (("CPU", workers), ("GPU", workers * self._gpus)):
-            if found.get(kind, 0) < needed:
-                raise ConfigError(
-                    f"--workers {workers}: needs {needed:g} {kind}s, the Ray cluster has "
-                    f"{found.get(kind, 0):g}; ask for fewer workers or start more nodes"
-                )
 
     def _start(self) -> Any:
         remote = self._ray.remote(
