@@ -5,7 +5,7 @@ import shutil
 import pytest
 from support import read_csv, timeless
 
-from stepsearch import supernet
+from stepsearch import recipe_training
 from stepsearch.cli import main
 from stepsearch.config import read_space
 from stepsearch.core.errors import Interrupted
@@ -61,7 +61,8 @@ def home(tmp_path_factory, steps):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("STEPSEARCH_CACHE", str(folder / "cache"))
-        patch.setattr(supernet, "train_supernet", counting(supernet.train_supernet, steps))
+        trained = counting(recipe_training.train_supernet, steps)
+        patch.setattr(recipe_training, "train_supernet", trained)
         assert main(["run", "space.yaml", "-o", "out"]) == 0
         yield folder
 

@@ -127,6 +127,7 @@ class TestReference:
     def measured(self, home, monkeypatch):
         """Settings, and what they are measured with, of the toy space with these overrides."""
         monkeypatch.setenv("STEPSEARCH_CACHE", str(home / "cache"))
+        monkeypatch.chdir(home)
 
         def measured(*overrides):
             space = read_space(home / "search_spaces" / "toy.yaml", list(overrides))
@@ -145,14 +146,14 @@ class TestReference:
 
     def test_statistics_of_the_same_data_are_the_same_metric_and_the_same_search(self, measured):
         space, spec, facts = measured()
-        given, other, other_facts = measured("evaluation.reference=../stats.npz")
+        given, other, other_facts = measured("evaluation.reference=stats.npz")
         assert given.evaluation.reference is not None
         assert content_hash(given.content()) == content_hash(space.content())
         assert other.metric_id == spec.metric_id
         assert other_facts == facts
 
     def test_a_resolved_file_names_them_from_anywhere(self, home, measured, tmp_path):
-        given, *_ = measured("evaluation.reference=../stats.npz")
+        given, *_ = measured("evaluation.reference=stats.npz")
         (tmp_path / "resolved.yaml").write_text(dump_space(given))
         assert read_space(tmp_path / "resolved.yaml") == given
 
@@ -165,7 +166,7 @@ class TestReference:
         found = Statistics.load(home / "stats.npz")
         mean = found.reference.mean + 10
         replace(found, reference=replace(found.reference, mean=mean)).save(home / "moved.npz")
-        _, moved, _ = measured("evaluation.reference=../moved.npz")
+        _, moved, _ = measured("evaluation.reference=moved.npz")
         assert moved.metric_id != spec.metric_id
         with np.load(moved.reference) as file:
             assert np.array_equal(file["mean"], mean)
@@ -191,7 +192,7 @@ class TestReference:
         change, says = self.BAD[name]
         np.savez(home / f"{name}.npz", **change(arrays, json.loads(arrays["metadata"].item())))
         with pytest.raises(ConfigError) as error:
-            measured(f"evaluation.reference=../{name}.npz")
+            measured(f"evaluation.reference={name}.npz")
         for words in (f"{name}.npz", "stepsearch stats", *says):
             assert words in str(error.value)
 
