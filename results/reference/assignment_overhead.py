@@ -27,7 +27,7 @@ from stepsearch.nets.families import FAMILIES, noise_error
 from stepsearch.training.batches import Batches
 from stepsearch.training.loop import train_supernet
 
-STEPS, TURNS = 24, 5
+STEPS, TURNS = 16, 3
 WIDTHS = (0.25, 0.5, 0.75, 1.0)
 CASES: dict[str, tuple[tuple[int, ...], Mapping[str, Any], int]] = {
     "digits, 1x8x8": ((1, 8, 8), {"base": 16, "mult": [1, 2], "groups": 2}, 128),

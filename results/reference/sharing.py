@@ -121,6 +121,7 @@ def plot(table: pd.DataFrame, path: Path) -> None:
     ax.set_ylabel(f"FID (UniPC-2, {CALLS} calls, {images:,} images)")
     ax.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
     ax.yaxis.set_major_formatter("{x:g}")
+    ax.xaxis.set_major_formatter("{x:g}")
     ax.minorticks_off()
     ax.grid(True, color="#E6E6E6")
     ax.legend(frameon=False, fontsize=8)

@@ -117,3 +117,16 @@ def test_the_table_of_immiscible_training_is_that_of_the_reference():
         for _, calls, *shown in quoted:
             keys = [(int(calls), pool) for pool in (1, 64, 256, 1024)]
             assert shown == [f"{mean[key]:.1f} ({spread[key]:.1f})" for key in keys]
+
+
+def test_the_table_of_sharing_is_that_of_the_reference():
+    table = pd.read_csv(ROOT / "results/reference/sharing.csv")
+    fids = table.groupby(["way", "width"])["fid"].mean()
+    seeds = table.groupby("way")["seed"].nunique()
+    text = README[README.index("| width | alone |") :]
+    head, _, *rows = [line.strip("| ").split(" | ") for line in text.splitlines()[:9]]
+    assert {row[0] for row in rows} == {f"{width:g}" for width in table["width"].unique()}
+    for place, name in enumerate(head[1:], 1):
+        way = name.removesuffix(" \\*")
+        assert (way == name) == (seeds[way] > 1)
+        assert [row[place] for row in rows] == [f"{fids[way, float(row[0])]:.1f}" for row in rows]
