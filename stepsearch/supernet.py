@@ -93,11 +93,6 @@ def _check_labels(recipe: Recipe, data: Dataset) -> None:
             f"{recipe.file}: net.classes: '{data.name}' has no labels; use labelled images, or "
             f"leave classes out"
         )
-    if data.labels.ndim != 1 or not np.issubdtype(data.labels.dtype, np.integer):
-        raise ConfigError(
-            f"{recipe.file}: net.classes: labels of '{data.name}' must be one whole number an "
-            f"image, got {data.labels.dtype} of shape {data.labels.shape}"
-        )
     found = np.unique(data.labels)
     if not np.array_equal(found, np.arange(classes)):
         raise ConfigError(
