@@ -41,7 +41,7 @@ WAYS: dict[str, dict[str, Any]] = {  # of training a supernet, beside SANDWICH
     "narrow first": {"width_weight": -1.0},
     "distilled": {"distill": 0.5},
 }
-REPEATED = ("alone", "sandwich", "all widths")  # with every seed; others with the first
+REPEATED = ("alone", "sandwich")  # with every seed; others with the first
 Job = tuple[str, float | None, int]  # way, width of a network alone, seed
 
 
