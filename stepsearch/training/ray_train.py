@@ -120,6 +120,7 @@ class RayTrainer:
             try:
                 stopped, trouble = self._follow(running, board, on_step)
             except self._ray.exceptions.RayError as error:
+                self._check()  # a signal to the whole group may end Ray before its workers
                 raise StepsearchError(f"ray: {_last_line(error)}; {AGAIN}") from None
         if stopped is not None:
             raise stopped
