@@ -14,6 +14,7 @@ _HOMES = {
     "StepSchedule": "core.schedule",
     "adapt": "nets.adapters",
     "assign_noise": "training.immiscible",
+    "block_noise": "core.relay",
     "build_schedule": "build",
     "convert": "nets.pretrained",
     "frechet_distance": "objectives.fid",
@@ -22,6 +23,7 @@ _HOMES = {
     "load_net": "nets.load",
     "load_run": "store",
     "pareto_front": "core.pareto",
+    "patch_blur": "core.relay",
     "plan_stage": "build",
 }
 __all__ = list(_HOMES)

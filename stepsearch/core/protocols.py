@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+from stepsearch.core.distilled import Distilled
 from stepsearch.core.errors import SpaceError
-from stepsearch.core.process import PROCESSES, Process, get_process
+from stepsearch.core.process import PROCESSES, Process, VarianceExploding, get_process
+from stepsearch.core.relay import LEAST, Relay
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,6 +41,8 @@ class NetCard:
     times: str = "nearest"  # one of TIMES; says nothing for a continuous process
     classes: int = 0  # 0 for an unconditional network; labels are 0 .. classes - 1
     sigma_data: float = 0.5  # deviation of the data, for F
+    relay: Relay | None = None  # of a second stage: how its images are blurred
+    distilled: Distilled | None = None  # of a few-step network
 
     def __post_init__(self) -> None:
         shape, widths = self.image_shape, self.widths
@@ -56,6 +60,7 @@ class NetCard:
             "times": self.times in TIMES,
             "classes": type(self.classes) is int and self.classes >= 0,
             "sigma_data": _is_number(self.sigma_data) and self.sigma_data > 0,
+            "relay": self.relay is None or self.process == "edm",
         }
         for name, ok in fine.items():
             if not ok:
@@ -69,6 +74,8 @@ class NetCard:
     @property
     def diffusion(self) -> Process:
         """The forward process that the network was trained for."""
+        if self.relay is not None:  # within the noise that belongs to its blur
+            return VarianceExploding(self.process, LEAST, self.relay.most)
         return get_process(self.process, continuous=self.times == "continuous")
 
     def check_width(self, width: float) -> float:
@@ -95,6 +102,11 @@ class NetCard:
         data = json.loads(text)
         for name in ("image_shape", "widths", "flops"):
             data[name] = tuple(data[name])
+        if data.get("relay") is not None:
+            data["relay"] = Relay(**data["relay"])
+        if data.get("distilled") is not None:
+            lists = {name: tuple(data["distilled"][name]) for name in ("levels", "widths")}
+            data["distilled"] = Distilled(**data["distilled"] | lists)
         return cls(**data)
 
 

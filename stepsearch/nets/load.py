@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from stepsearch.core.errors import ConfigError
+from stepsearch.core.errors import ConfigError, SpaceError
 from stepsearch.core.files import write_atomic
 from stepsearch.core.protocols import Classifier, Net, NetCard
 from stepsearch.nets.families import FAMILIES
@@ -43,7 +43,7 @@ def load_card(path: str | os.PathLike[str]) -> NetCard:
             raise ConfigError(f"{file}: no such file; train the network again")
     try:
         card = NetCard.from_json(card_path.read_text(encoding="utf-8"))
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
+    except (SpaceError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise ConfigError(
             f"{card_path}: not a network card ({type(error).__name__}: {error}); train again"
         ) from None
