@@ -13,9 +13,9 @@ from typing import Any
 
 from yaml.nodes import MappingNode, SequenceNode
 
+from stepsearch.core.bank import Bank
 from stepsearch.core.errors import ConfigError
 from stepsearch.core.settings import Recipe, content_hash
-from stepsearch.core.space import Bank
 from stepsearch.core.yamlfile import OVERRIDE, Section, Value
 
 MOST = 256  # networks of a bank
@@ -112,7 +112,12 @@ def _values(value: Value) -> list[Value]:
 
 
 def _read(read: ReadRecipe, recipe: Recipe, chosen: Mapping[str, Value]) -> Recipe:
-    """A recipe with some of its settings changed; what is wrong with one is said at its place."""
+    """A recipe with some of its settings changed; what is wrong with one is said at its place.
+
+    A student stays as it is: it has no training of its own, and its teacher is another network.
+    """
+    if recipe.distill is not None:
+        return recipe
     texts = {f"train.{k}={json.dumps(v.scalar())}": (k, v) for k, v in chosen.items()}
     try:
         return read(Path(recipe.file), list(texts))

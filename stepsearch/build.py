@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
+from stepsearch.core.distilled import Distilled
 from stepsearch.core.errors import SpaceError
 from stepsearch.core.guidance import CLASSIFIER, Guidance
 from stepsearch.core.process import Process
 from stepsearch.core.protocols import NetCard
 from stepsearch.core.schedule import CFG, Call, Stage, StepSchedule
 from stepsearch.core.space import Candidate, Range
+from stepsearch.core.text import some
 from stepsearch.solvers.guidance import check_conditional
 from stepsearch.solvers.registry import GRIDS, SOLVERS
-from stepsearch.training.sources import some
+from stepsearch.solvers.relay import NAME as RELAY
+from stepsearch.solvers.renoise import NAME as RENOISE
 
 SLACK = 1e-9  # relative, of a level at the end of a network's range
+BETWEEN = ("karras", "logsnr", "cosine", "free")  # grids that take `start` and `end`
 
 GridSpec = str | Mapping[str, Mapping[str, Any]] | Sequence[float]
 
@@ -27,7 +32,7 @@ def plan_stage(
     solver: str,
     calls: int,
     grid: GridSpec = "uniform",
-    widths: float | Sequence[float] = 1.0,
+    widths: float | Sequence[float] | None = None,
     guidance: Guidance | None = None,
     classifier: NetCard | None = None,
     **args: Any,
@@ -40,17 +45,23 @@ def plan_stage(
         calls: network evaluations per image, at least 1.
         grid: a registered grid, one with arguments as {"karras": {"rho": 5}}, or a list of
             descending noise levels.
-        widths: one width for all calls, or one per call in the order of the calls.
+        widths: one width for all calls, or one per call in the order of the calls; None is 1, or
+            what a distilled network was distilled at.
         guidance: which calls are guided, and how strongly.
         classifier: card of the classifier where guidance is by one.
 
     Raises:
         SpaceError: a setting that the solver, the grid or the network cannot carry out.
     """
+    args, grid = _suited(net, solver, args), few_grid(net.distilled, grid)
     name, args, levels, plan = plan_calls(net.diffusion, solver, args, calls, grid)
+    if widths is None:
+        widths = [_default_width(net, call.level) for call in plan]
     per_call = [widths] * calls if isinstance(widths, (int, float)) else list(widths)
     if len(per_call) != calls:
         raise SpaceError(f"{len(per_call)} widths for {calls} calls; give one, or one per call")
+    if net.distilled is not None:
+        _check_distilled(net, levels[:-1], per_call)
     scales = [None if guidance is None else guidance.at(c.level) for c in plan]
     guide = None if guidance is None else _guide(guidance, net, classifier)
     if all(scale is None for scale in scales):
@@ -59,6 +70,56 @@ def plan_stage(
         Call(c.level, net.check_width(w), s) for c, w, s in zip(plan, per_call, scales, strict=True)
     )
     return Stage(net=net.key, solver=name, args=args, levels=levels, calls=made, guide=guide)
+
+
+def _suited(net: NetCard, solver: str, args: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments with what a second stage was trained with; SpaceError where solver and network do
+    not suit each other."""
+    if net.distilled is not None and solver != RENOISE:
+        raise SpaceError(
+            f"network '{net.name}' is distilled: it answers with images and follows no equation "
+            f"that '{solver}' could solve; use {RENOISE}"
+        )
+    if net.relay is None:
+        return dict(args)
+    if solver != RELAY:
+        raise SpaceError(
+            f"network '{net.name}' is the second stage of a relay, whose blur '{solver}' does not "
+            f"know; use {RELAY}"
+        )
+    trained = asdict(net.relay)
+    for name in trained.keys() & args.keys():
+        if args[name] != trained[name]:
+            raise SpaceError(
+                f"{RELAY}: {name} is {trained[name]} in the training of network '{net.name}', got "
+                f"{args[name]}; leave it out"
+            )
+    return {**args, **trained}
+
+
+def few_grid(distilled: Distilled | None, grid: GridSpec) -> GridSpec:
+    """The grid, which for a distilled network lies between the levels it was distilled for."""
+    name, args = _grid(grid)
+    if distilled is None or name not in BETWEEN:
+        return grid
+    return {name: {"start": distilled.levels[0], "end": distilled.levels[-1], **args}}
+
+
+def _default_width(net: NetCard, level: float) -> float:
+    own = None if net.distilled is None else net.distilled.width_at(level)
+    return 1.0 if own is None else own
+
+
+def _check_distilled(net: NetCard, levels: Sequence[float], widths: Sequence[float]) -> None:
+    assert net.distilled is not None
+    net.distilled.check_levels(net.name, levels)
+    for level, width in zip(levels, widths, strict=True):
+        wanted = net.distilled.width_at(level)
+        if wanted is not None and abs(wanted - width) > 1e-9:
+            raise SpaceError(
+                f"network '{net.name}' was distilled at width {wanted:g} for noise level "
+                f"{level:g}, got {width:g}; leave widths to the network"
+            )
 
 
 def plan_calls(
@@ -127,29 +188,43 @@ def check_classifier(net: NetCard, classifier: NetCard) -> None:
 
 def build_schedule(candidate: Candidate, cards: Mapping[str, NetCard]) -> StepSchedule:
     """Compile a candidate against the cards of the networks it may choose, keyed by name."""
+    first = _stage(candidate, cards)
+    if candidate.second is None:
+        return StepSchedule((first,))
+    return StepSchedule((first, _stage(candidate.second, cards)))
+
+
+def _stage(candidate: Candidate, cards: Mapping[str, NetCard]) -> Stage:
+    """The stage that a candidate asks for, without what follows it."""
     card = _card(candidate.supernet, cards)
     guidance = candidate.guidance
     grid = {candidate.grid: candidate.grid_args}
-    planned = (card.diffusion, candidate.solver, candidate.solver_args)
-    levels = [call.level for call in plan_calls(*planned, candidate.calls, grid)[3]]
-    genes = candidate.widths
-    if candidate.per_call:
-        full = [call.level for call in plan_calls(*planned, len(genes), grid)[3]]
-        widths = [genes[i] for i in _nearest(levels, full)]
-    else:
-        widths = [genes[segment(level, len(genes), card.diffusion)] for level in levels]
     by_classifier = guidance is not None and guidance.kind == CLASSIFIER
-    stage = plan_stage(
+    return plan_stage(
         card,
         solver=candidate.solver,
         calls=candidate.calls,
         grid=grid,
-        widths=widths,
+        widths=_widths(candidate, card, grid),
         guidance=guidance,
         classifier=_card(guidance.net, cards) if guidance and by_classifier else None,
         **candidate.solver_args,
     )
-    return StepSchedule((stage,))
+
+
+def _widths(candidate: Candidate, card: NetCard, grid: GridSpec) -> list[float] | None:
+    """The width of every call; None where the network was distilled at widths of its own."""
+    if card.distilled is not None and card.distilled.widths:
+        return None
+    solver, genes = candidate.solver, candidate.widths
+    args = _suited(card, solver, candidate.solver_args)
+    planned = (card.diffusion, solver, args)
+    grid = few_grid(card.distilled, grid)
+    levels = [call.level for call in plan_calls(*planned, candidate.calls, grid)[3]]
+    if candidate.per_call:
+        full = [call.level for call in plan_calls(*planned, len(genes), grid)[3]]
+        return [genes[i] for i in _nearest(levels, full)]
+    return [genes[segment(level, len(genes), card.diffusion)] for level in levels]
 
 
 def coupling_warning(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,15 @@ from stepsearch.algorithms.registry import ALGORITHMS
 from stepsearch.bank_config import dump_bank, read_bank
 from stepsearch.core.counting import COUNTINGS, FULL_COUNT
 from stepsearch.core.errors import ConfigError
+from stepsearch.core.guidance import CLASSIFIER
 from stepsearch.core.settings import (
     EvaluationSettings,
     Recipe,
     RunSettings,
     SearchSettings,
 )
-from stepsearch.core.yamlfile import Dumper, Value, read_yaml
+from stepsearch.core.space import NO_GUIDANCE, SearchSpace, named
+from stepsearch.core.yamlfile import Dumper, Section, Value, read_yaml
 from stepsearch.nets.counting import countable, uncountable
 from stepsearch.nets.families import FAMILIES
 from stepsearch.objectives.features import check_extractor
@@ -34,6 +37,13 @@ from stepsearch.recipe_config import (
     read_recipe,
 )
 from stepsearch.schedule_config import dump_schedule, read_schedule
+from stepsearch.schedule_config import listed as entries
+from stepsearch.stage_config import (
+    dump_distilled,
+    dump_relay,
+    read_distilled_space,
+    read_relay,
+)
 
 SIDE_VALUES = ("fid_se",)  # reported with an objective, none by themselves
 
@@ -43,12 +53,25 @@ def read_space(path: Path, overrides: list[str] | None = None) -> RunSettings:
     root = read_yaml(path, overrides).section()
     check_version(root)
     name = read_name(root, path)
-    listed = _supernets(root.need("supernets"), path.parent)
+    relay = None if (value := root.get("relay")) is None else value.section()
+    firsts, seconds = ((), ()) if relay is None else _relay_networks(relay, path.parent)
+    supernets_value = root.get("supernets") if firsts else root.need("supernets")
+    supernets = () if supernets_value is None else _supernets(supernets_value, path.parent)
+    students = [r for r in supernets if r.distill is not None]
+    listed = (*(r for r in supernets if r.distill is None), *firsts, *students)
+    _check_names((*listed, *seconds), (relay.value if relay else supernets_value) or root.value)
     schedule = root.need("schedule").section()
     recipes, bank = read_bank(root, listed, read_recipe)
     read_guide = functools.partial(_recipe, folder=path.parent)
     space, guides = read_schedule(schedule, listed, bank, read_guide)
     schedule.close()
+    if relay is not None:
+        files = {r.file for r in firsts}
+        names = [r.name for r in recipes if r.file in files]
+        space = replace(space, relay=read_relay(relay, seconds, names))
+        _check_relay_guidance(space, seconds, relay.value)
+        relay.close()
+    space = replace(space, distilled=_distilled(root.get("distilled"), students, root.value))
     known = [o for o in OBJECTIVES if o not in SIDE_VALUES]
     objectives_value = root.need("objectives")
     objectives = objectives_value.distinct(lambda v: v.one_of(known))
@@ -63,6 +86,7 @@ def read_space(path: Path, overrides: list[str] | None = None) -> RunSettings:
         evaluation=_evaluation(root.get("evaluation"), path.parent),
         search=_search(root.get("search")),
         guides=guides,
+        seconds=seconds,
     )
     _check_counting(settings, root.get("evaluation"))
     root.close()
@@ -71,16 +95,25 @@ def read_space(path: Path, overrides: list[str] | None = None) -> RunSettings:
 
 def dump_space(settings: RunSettings) -> str:
     """A space file with every default filled in; `read_space` reads it back to equal settings."""
+    relay = settings.space.relay
+    firsts = () if relay is None else relay.firsts
+    files = {r.file: r.name in firsts for r in settings.recipes}
+    listed = [file for file, is_first in files.items() if not is_first]
     data = {
         "version": VERSION,
         "name": settings.name,
-        "supernets": list(dict.fromkeys(r.file for r in settings.recipes)),
+        **({"supernets": listed} if listed else {}),
         **dump_bank(settings.space.bank),
         "schedule": dump_schedule(settings.space, {r.name: r.file for r in settings.guides}),
+        **dump_distilled(settings.space.distilled),
         "objectives": list(settings.objectives),
         "evaluation": {k: v for k, v in asdict(settings.evaluation).items() if v is not None},
         "search": {k: v for k, v in asdict(settings.search).items() if v is not None},
     }
+    if relay is not None:
+        named = {r.name: r.file for r in settings.seconds}
+        first = [file for file, is_first in files.items() if is_first]
+        data["relay"] = {"first": first, **dump_relay(relay, named)}
     if settings.constraints:
         data["constraints"] = {
             k: {n: v for n, v in zip(("min", "max"), r, strict=True) if abs(v) != float("inf")}
@@ -98,10 +131,74 @@ def _supernets(value: Value, folder: Path) -> tuple[Recipe, ...]:
                 f"'{recipe.name}' is a classifier, which samples nothing; name it under "
                 f"schedule.guidance as {{classifier: {{net: ..., scale: 1}}}}"
             )
+        if recipe.relay is not None:
+            raise item.error(
+                f"'{recipe.name}' is the second stage of a relay, which starts from images of "
+                f"another network; name it under relay.second"
+            )
+    return recipes
+
+
+def _check_names(recipes: Sequence[Recipe], value: Value) -> None:
     names = [r.name for r in recipes]
     if len(set(names)) < len(names):
         raise value.error(f"two supernets share a name: {names}; rename one")
-    return recipes
+
+
+def _relay_networks(
+    section: Section, folder: Path
+) -> tuple[tuple[Recipe, ...], tuple[Recipe, ...]]:
+    """Recipes of the first and of the second stages."""
+    first_value, second_value = section.need("first"), section.need("second")
+    read = functools.partial(_recipe, folder=folder)
+    firsts, seconds = entries(first_value, read), entries(second_value, read)
+    for value, recipe in firsts:
+        if recipe.distill is not None:
+            raise value.error(
+                f"'{recipe.name}' is distilled, and a student was not distilled to be a first "
+                f"stage; name its teacher"
+            )
+        if recipe.relay is not None or FAMILIES[recipe.family].classifies:
+            raise value.error(f"'{recipe.name}' cannot start from noise; name a supernet")
+    for value, recipe in seconds:
+        if recipe.relay is None:
+            raise value.error(
+                f"'{recipe.name}' was not trained as a second stage; give its recipe a relay "
+                f"section"
+            )
+    return tuple(r for _, r in firsts), tuple(r for _, r in seconds)
+
+
+def _check_relay_guidance(space: SearchSpace, seconds: Sequence[Recipe], value: Value) -> None:
+    """ConfigError for guidance of the first stage that cannot go on in the second."""
+    for kind, _ in map(named, space.guidances):
+        if kind == CLASSIFIER:
+            raise value.error(
+                "a classifier knows images of one size, and a relay has two; guide by cfg, or "
+                "remove one of the two sections"
+            )
+        for recipe in seconds:
+            if kind != NO_GUIDANCE and not FAMILIES[recipe.family].classes(recipe.net):
+                raise value.error(
+                    f"second: '{recipe.name}' is unconditional, so guidance would stop with the "
+                    f"first stage; give its recipe net.classes"
+                )
+
+
+def _distilled(value: Value | None, students: Sequence[Recipe], root: Value) -> SearchSpace | None:
+    if value is None:
+        if students:
+            raise root.error(
+                f"supernet '{students[0].name}' is distilled; add its own numbers of calls and "
+                f"grids, e.g. distilled: {{calls: [1, 2, 4, 8], grid: [karras]}}"
+            )
+        return None
+    if not students:
+        raise value.error("no supernet is distilled; remove this section")
+    section = value.section()
+    space = read_distilled_space(section, students)
+    section.close()
+    return space
 
 
 def _recipe(value: Value, folder: Path) -> Recipe:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stepsearch.core.errors import ConfigError
+from stepsearch.core.errors import ConfigError, SpaceError
 from stepsearch.core.files import cache_folder, write_atomic
 from stepsearch.core.noise import generator, image_labels, image_noise
 from stepsearch.core.protocols import Classifier, FeatureExtractor, Net, NetCard
@@ -47,6 +47,7 @@ class EvaluatorSpec:
     data_sha256: str
     metric_id: str
     device: str
+    image_shape: tuple[int, ...]  # (C, H, W) of the images that are scored
 
 
 def pick_device(device: str) -> str:
@@ -72,12 +73,17 @@ def sample(
     first: int = 0,
     device: str = "cpu",
 ) -> Tensor:
-    """Images first .. first + count - 1 as uint8 (count, C, H, W).
+    """Images first .. first + count - 1 of the last stage as uint8 (count, C, H, W).
 
     Noise and label of image j depend on (seed, j) alone, so every schedule starts from the same.
     """
     stage = schedule.stages[0]
     card = nets[stage.net].card
+    if card.relay is not None:
+        raise SpaceError(
+            f"network '{card.name}' is the second stage of a relay and does not start from noise; "
+            f"put a first stage before it"
+        )
     noise = torch.from_numpy(image_noise(seed, first, (count, *card.image_shape)))
     start = noise.to(device) * card.diffusion.start_scale(stage.levels[0])
     labels = None
@@ -104,8 +110,7 @@ class Evaluator:
         self.cards: dict[str, NetCard] = {
             key: counted(net.card, spec.settings.counting) for key, net in self._nets.items()
         }
-        channels, *sides = nets[0].card.image_shape
-        nothing = np.empty((0, channels, *sides), np.uint8)
+        nothing = np.empty((0, *spec.image_shape), np.uint8)
         self._extractor = _extractor(spec.settings, nothing, None, spec.data_sha256, spec.device)
         with np.load(spec.reference, allow_pickle=False) as file:
             self._reference = Reference(file["mean"], file["cov"])
@@ -181,6 +186,7 @@ def prepare_evaluation(
         data_sha256=data.sha256,
         metric_id=metric_id,
         device=device,
+        image_shape=tuple(data.images.shape[1:]),
     )
     return spec, facts
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
@@ -10,13 +11,15 @@ from typing import Any
 
 from yaml.nodes import MappingNode
 
-from stepsearch.core.errors import ConfigError
+from stepsearch.core.errors import ConfigError, SpaceError
 from stepsearch.core.protocols import NetCard
+from stepsearch.core.relay import Relay
 from stepsearch.core.settings import (
     CORRUPT,
     METHODS,
     NAME,
     PRECISIONS,
+    RESAMPLES,
     SCOPES,
     DataSettings,
     Immiscible,
@@ -24,6 +27,7 @@ from stepsearch.core.settings import (
     TrainConfig,
 )
 from stepsearch.core.yamlfile import OVERRIDE, Section, Value, read_yaml
+from stepsearch.distill_config import read_distilled
 from stepsearch.nets.families import FAMILIES
 from stepsearch.nets.load import load_card
 from stepsearch.nets.start import check_start
@@ -32,7 +36,7 @@ from stepsearch.training.data import LOADERS
 
 VERSION = 1
 CODE = re.compile(r"\w+(\.\w+)*:\w+(\.\w+)*")
-DATA_OPTIONS = ("size", "channels", "corrupt", "args")
+DATA_OPTIONS = ("size", "channels", "corrupt", "resample", "args")
 PLACES = {"dataset": "package.module:name"}  # what a kind of data is named by, if no path
 
 
@@ -40,14 +44,26 @@ def read_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
     """The supernet recipe in a file; ConfigError names file, line, column, value and remedy."""
     root = read_yaml(path, overrides).section()
     check_version(root)
+    if (distill := root.get("distill")) is not None:
+        teacher = functools.partial(_teacher, folder=path.parent)
+        recipe = read_distilled(root, distill, read_name(root, path), path, teacher)
+        root.close()
+        return recipe
     init, card = _init(root.get("init"), path.parent)
     family, arch, widths = _network(root, card)
+    relay = _relay(root.get("relay"), family)
     train = None
     if FAMILIES[family].fitted:
         if (section := root.get("train")) is not None:
             raise section.error(f"family '{family}' is fitted, not trained; remove this section")
-    elif card is None or root.get("train") is not None:
-        train = _train(root.need("train").section())
+    elif card is None or relay is not None or root.get("train") is not None:
+        section = root.need("train").section()
+        train = _train(section)
+        if relay is not None and train.pool > 1:
+            raise section.need("immiscible").error(
+                "a second stage starts from noise that is coupled to no image; leave this out, and "
+                "train the first stage so"
+            )
     recipe = Recipe(
         name=read_name(root, path),
         data=_data(root.need("data"), path.parent),
@@ -55,12 +71,23 @@ def read_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
         net=arch,
         widths=tuple(sorted(widths)),
         train=train,
+        relay=relay,
         file=str(path.resolve()),
         init=init,
         init_sha256="" if card is None else card.sha256,
     )
     root.close()
     return recipe
+
+
+def _teacher(value: Value, folder: Path) -> Recipe:
+    path = path_of(value, folder)
+    if path is None or not path.is_file():
+        raise value.error(
+            f"'{value.text()}': no such recipe at {place_of(value, folder)}; name the recipe of "
+            f"the network to distil, or give --teacher"
+        )
+    return read_recipe(place_of(value, folder))
 
 
 def _init(value: Value | None, folder: Path) -> tuple[str, NetCard | None]:
@@ -79,6 +106,25 @@ def _init(value: Value | None, folder: Path) -> tuple[str, NetCard | None]:
     except ConfigError as error:
         raise value.error(str(error)) from None
     return str(path), card
+
+
+def _relay(value: Value | None, family: str) -> Relay | None:
+    """The forward process of a second stage."""
+    if value is None:
+        return None
+    if FAMILIES[family].fitted or FAMILIES[family].classifies:
+        raise value.error(f"family '{family}' is no network of a second stage; remove this section")
+    read: dict[str, Any] = {
+        "scale": lambda v: v.whole(2, 64),
+        "blur": lambda v: v.number(0, 1e3),
+        "prob_length": lambda v: v.number(0, 0.999, open_low=True),
+        "block": lambda v: v.number(0, 1e3),
+        "normalize": lambda v: v.flag(),
+    }
+    try:
+        return filled(Relay, value.section(), read)  # type: ignore[no-any-return]
+    except SpaceError as error:
+        raise value.error(str(error).removeprefix("relay: ")) from None
 
 
 def _network(root: Section, card: NetCard | None) -> tuple[str, dict[str, Any], list[float]]:
@@ -152,6 +198,10 @@ def _data(value: Value, folder: Path) -> DataSettings:
             section.get(loader)
         section.close()
     source = section.need(kinds[0])
+    if kinds[0] == "digits":
+        if source.scalar() is not None:
+            raise source.error("digits come with scikit-learn, at no path; write {digits, size: 4}")
+        return DataSettings("digits", **options)
     if kinds[0] == "dataset":
         if not CODE.fullmatch(source.text()):
             raise source.error(f"'{source.text()}': expected {PLACES['dataset']}")
@@ -184,6 +234,7 @@ def _data_options(section: Section) -> dict[str, Any]:
         "size": lambda v: v.whole(1, 4096),
         "channels": channels,
         "corrupt": lambda v: v.one_of(list(CORRUPT)),
+        "resample": lambda v: v.one_of(list(RESAMPLES)),
         "args": args,
     }
     assert tuple(read) == DATA_OPTIONS

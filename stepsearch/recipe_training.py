@@ -13,6 +13,7 @@ import torch
 from filelock import FileLock
 from torch import Tensor, nn
 
+from stepsearch.core.distill_settings import DistillConfig
 from stepsearch.core.errors import ConfigError, Interrupted
 from stepsearch.core.files import write_atomic
 from stepsearch.core.process import TRAINED, get_process
@@ -24,6 +25,7 @@ from stepsearch.training.batches import Batches
 from stepsearch.training.data import Dataset, OnProgress, load_dataset
 from stepsearch.training.loop import ALONE, Loss, OnStep, Team, train_supernet
 from stepsearch.training.losses import LossLog, recent_losses
+from stepsearch.training.noising import AddNoise, BlurAndNoise
 
 WINDOW = 200  # last steps that the card's loss per width is averaged over
 
@@ -76,7 +78,7 @@ def recipe_batches(recipe: Recipe, data: Dataset) -> Batches:
     return Batches(
         data.images,
         recipe.widths,
-        get_process(TRAINED),
+        AddNoise(get_process(TRAINED)) if recipe.relay is None else BlurAndNoise(recipe.relay),
         recipe.train,
         labels=data.labels if FAMILIES[recipe.family].classes(recipe.net) else None,
         groups=data.labels if noise_scope(recipe) == "within_class" else None,
@@ -86,7 +88,7 @@ def recipe_batches(recipe: Recipe, data: Dataset) -> Batches:
 def noise_scope(recipe: Recipe) -> str | None:
     """Among which images noise is assigned: None where each image keeps what it drew."""
     immiscible = None if recipe.train is None else recipe.train.immiscible
-    if immiscible is None or immiscible.pool == 1 or immiscible.method != "assignment":
+    if immiscible is None or recipe.train.pool == 1 or immiscible.method != "assignment":
         return None
     reads_labels = FAMILIES[recipe.family].classes(recipe.net) > 0
     return immiscible.scope or ("within_class" if reads_labels else "global")
@@ -104,7 +106,7 @@ def recipe_loss(recipe: Recipe) -> Loss:
         if width < widest:
             with torch.no_grad():
                 answer = family.answer(module, batch, widest)
-            batch = replace(batch, noise=torch.lerp(batch.noise, answer.float(), part))
+            batch = replace(batch, target=torch.lerp(batch.target, answer.float(), part))
         return family.loss(module, batch, width)
 
     return loss
@@ -122,16 +124,23 @@ def train_recipe(
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
     """EMA weights, and the mean loss of each width over the last steps."""
     checkpoint = checkpoint_path(path)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(config.threads)
-    try:
+    with torch_threads(config.threads):
         if config.trunk is not None and not checkpoint.is_file():
             trunk = _ensure_trunk(recipe, module, data, device, on_step, together)
             write_atomic(checkpoint, trunk.read_bytes())
         weights = _steps(recipe, module, data, checkpoint, device, on_step, together)
-    finally:
-        torch.set_num_threads(threads)
     return weights, recent_losses(losses_path(checkpoint), WINDOW)
+
+
+@contextlib.contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """So many threads of torch, until the end."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _ensure_trunk(
@@ -174,7 +183,7 @@ def _steps(
             end = stop or recipe.train.steps
             together(Member(recipe, checkpoint.absolute(), data.sha256, mark, end), on_step)
     if team.rank == 0:
-        on_step = _logged(on_step, LossLog(losses_path(checkpoint)), stop, recipe.train)
+        on_step = logged(on_step, LossLog(losses_path(checkpoint)), stop, recipe.train)
     return train_supernet(
         module,
         recipe_batches(recipe, data),
@@ -188,7 +197,9 @@ def _steps(
     )
 
 
-def _logged(on_step: OnStep, log: LossLog, stop: int | None, config: TrainConfig) -> OnStep:
+def logged(
+    on_step: OnStep, log: LossLog, stop: int | None, config: TrainConfig | DistillConfig
+) -> OnStep:
     """Keeps the losses too; they are written before every checkpoint, and at the end."""
     last = stop or config.steps
 

@@ -21,7 +21,7 @@ from stepsearch.core.space import named
 from stepsearch.evaluate import Evaluator, EvaluatorSpec, pick_device, prepare_evaluation
 from stepsearch.executors.local import LocalExecutor
 from stepsearch.executors.ray_pool import RayExecutor
-from stepsearch.loading import read_data
+from stepsearch.loading import scored_recipe, space_images
 from stepsearch.nets.counting import counted
 from stepsearch.nets.families import FAMILIES
 from stepsearch.progress import Display
@@ -80,14 +80,16 @@ def start_run(
         check_absent(out)
     again = f"`stepsearch resume {out}`" if there else "the same command"
     with Display() as display, Signals(again) as signals:
-        data = read_data(_shared_recipe(settings), display, signals, allow_code=allow_code)
+        images = space_images(settings, display, signals, allow_code=allow_code)
         for recipe in settings.networks:
-            check_buildable(recipe, data)
+            check_buildable(recipe, images[recipe.name])
+        data = images[scored_recipe(settings).name]
         display.stage("features and reference statistics", 1)
         spec, facts = prepare_evaluation(settings.evaluation, settings.objectives, data)
         cards, paths = {}, []
         for recipe in settings.networks:
-            path, card = train(recipe, data, display, signals, settings.evaluation.device)
+            own = images[recipe.name]
+            path, card = train(recipe, own, display, signals, settings.evaluation.device)
             cards[recipe.name] = counted(card, settings.evaluation.counting)
             paths.append(str(path))
         spec = replace(spec, nets=tuple(paths))
@@ -142,6 +144,14 @@ def train(
     kind = "classifier" if FAMILIES[recipe.family].classifies else "supernet"
     if path.is_file():
         display.say(f"{kind} {recipe.name}: recipe unchanged, using {path}")
+    elif recipe.distill is not None:
+        assert recipe.teacher is not None
+        _, teacher = train(recipe.teacher, data, display, signals, device)
+        steps = recipe.distill.steps
+        display.say(f"student {recipe.name}: distilling {teacher.key} in {steps} steps")
+        display.stage(f"distilling {recipe.name}", steps)
+        on_step = _shown(steps, display, signals)
+        return ensure_supernet(recipe, data, device=pick_device(device), on_step=on_step)
     elif recipe.train is not None:
         steps = recipe.train.steps
 
@@ -183,6 +193,8 @@ def _shown(steps: int, display: Display, signals: Signals | None) -> OnStep:
 
 def check_team(recipe: Recipe, resources: Resources) -> None:
     """ConfigError unless every worker gets as many images of a batch as the others."""
+    if recipe.distill is not None and not resources.alone:
+        raise ConfigError(f"{recipe.file}: a student is distilled in one process; drop --workers")
     if recipe.train is not None:
         try:
             Team(0, resources.workers).rows(recipe.train.batch, recipe.train.accumulate)
@@ -289,18 +301,6 @@ def _canaries(
     display.say(f"canary: baseline ({baseline}) FID {both} with two seeds")
 
 
-def _shared_recipe(settings: RunSettings) -> Recipe:
-    """One whose images are those of all networks."""
-    first = settings.recipes[0]
-    for recipe in settings.networks[1:]:
-        if recipe.data != first.data:
-            raise ConfigError(
-                f"networks '{first.name}' and '{recipe.name}' are trained on different data and "
-                f"cannot be compared; use one data set"
-            )
-    return first
-
-
 def _check_same(settings: RunSettings, out: Path) -> None:
     try:
         found = json.loads((out / "env.json").read_text(encoding="utf-8"))["space_sha256"]
@@ -319,7 +319,7 @@ def _check_same(settings: RunSettings, out: Path) -> None:
 def _check_env(out: Path, env: str) -> None:
     """RunError where networks, data or statistics are no longer what the journal was made with."""
     old, new = json.loads((out / "env.json").read_text(encoding="utf-8")), json.loads(env)
-    for name in ("supernets", "guides", "metric_id", "data_sha256"):
+    for name in ("supernets", "seconds", "guides", "metric_id", "data_sha256"):
         before, now = old.get(name), new.get(name)
         if before != now:
             raise RunError(f"{out}: {name} changed from {before} to {now}; start a new run")

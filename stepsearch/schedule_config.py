@@ -8,13 +8,14 @@ from typing import Any, TypeVar
 
 from yaml.nodes import MappingNode, SequenceNode
 
-from stepsearch.build import plan_calls
+from stepsearch.build import RELAY, plan_calls
+from stepsearch.core.bank import Bank
 from stepsearch.core.errors import ConfigError, SpaceError
 from stepsearch.core.guidance import CLASSIFIER, KINDS, Guidance
-from stepsearch.core.process import TRAINED, get_process
+from stepsearch.core.process import TRAINED, Process, get_process
 from stepsearch.core.registry import did_you_mean
 from stepsearch.core.settings import Recipe
-from stepsearch.core.space import MONOTONE, NO_GUIDANCE, Bank, Range, SearchSpace, Setting, named
+from stepsearch.core.space import MONOTONE, NO_GUIDANCE, Range, SearchSpace, Setting, named
 from stepsearch.core.yamlfile import Section, Value
 from stepsearch.nets.families import FAMILIES
 from stepsearch.solvers.registry import GRIDS, SOLVERS
@@ -40,26 +41,27 @@ def read_schedule(
     Raises:
         ConfigError: with the place of what cannot be.
     """
-    calls = _calls(section.need("calls"))
-    grids = _listed(section.need("grid"), lambda v: _setting(v, "grid", list(GRIDS)))
-    solvers = _listed(section.need("solver"), lambda v: named(_setting(v, "solver", list(SOLVERS))))
-    _check_solvers(solvers, calls)
-    _check_grids(grids, solvers, calls)
+    calls = read_calls(section.need("calls"))
+    grids = listed(section.need("grid"), lambda v: read_setting(v, "grid", list(GRIDS)))
+    solvers = read_solvers(section.need("solver"), [name for name in SOLVERS if name != RELAY])
+    check_solvers(solvers, calls)
+    check_grids(get_process(TRAINED), grids, solvers, calls)
     guidance_value = section.get("guidance")
     guides: dict[str, Recipe] = {}
+    plain_recipes = [r for r in recipes if r.distill is None]  # the others have genes of their own
 
     def guidance(value: Value) -> Setting:
-        return _guidance(value, recipes, guides, read_recipe)
+        return _guidance(value, plain_recipes, guides, read_recipe)
 
-    guidances = [] if guidance_value is None else _listed(guidance_value, guidance)
+    guidances = [] if guidance_value is None else listed(guidance_value, guidance)
     widths = section.need("widths").section()
     space = SearchSpace(
         supernets=tuple(r.name for r in recipes),
         calls=calls,
         grids=tuple(setting for _, setting in grids),
         solvers=tuple(setting for _, setting in solvers),
-        width_choices=_choices(widths.need("choices"), recipes),
-        **_width_genes(widths, calls),
+        width_choices=read_choices(widths.need("choices"), plain_recipes),
+        **read_width_genes(widths, calls),
         guidances=tuple(setting for _, setting in guidances) or (NO_GUIDANCE,),
         bank=bank,
     )
@@ -76,18 +78,24 @@ def dump_schedule(space: SearchSpace, guides: Mapping[str, str]) -> dict[str, An
     Args:
         guides: file of the recipe of every classifier, by name.
     """
+    data = dump_stage(space)
+    if any(guidance != NO_GUIDANCE for guidance in space.guidances):
+        settings = [_to_file(setting, guides) for setting in space.guidances]
+        data["guidance"] = [dump_setting(setting) for setting in settings]
+    return data
+
+
+def dump_stage(space: SearchSpace) -> dict[str, Any]:
+    """Calls, grids, solvers and widths of a space."""
     genes = {"per_call": True} if space.per_call else {"segments": space.width_genes}
     if space.monotone is not None:
         genes |= {"monotone": space.monotone}
-    data = {
+    return {
         "calls": list(space.calls),
-        "grid": [_dumped(setting) for setting in space.grids],
-        "solver": [_dumped(setting) for setting in space.solvers],
+        "grid": [dump_setting(setting) for setting in space.grids],
+        "solver": [dump_setting(setting) for setting in space.solvers],
         "widths": {**genes, "choices": list(space.width_choices)},
     }
-    if any(guidance != NO_GUIDANCE for guidance in space.guidances):
-        data["guidance"] = [_dumped(_to_file(setting, guides)) for setting in space.guidances]
-    return data
 
 
 def read_width(value: Value) -> float:
@@ -102,7 +110,7 @@ def plain(value: Value) -> Any:
     return value.scalar()
 
 
-def _choices(value: Value, recipes: Sequence[Recipe]) -> tuple[float, ...]:
+def read_choices(value: Value, recipes: Sequence[Recipe]) -> tuple[float, ...]:
     """Widths that every supernet offers, ascending."""
     choices = value.distinct(read_width)
     for item, width in zip(value.items(), choices, strict=True):
@@ -115,7 +123,8 @@ def _choices(value: Value, recipes: Sequence[Recipe]) -> tuple[float, ...]:
     return tuple(sorted(choices))
 
 
-def _width_genes(widths: Section, calls: tuple[int, ...]) -> dict[str, Any]:
+def read_width_genes(widths: Section, calls: tuple[int, ...]) -> dict[str, Any]:
+    """How many width genes a space has, and what they mean."""
     per_call, segments = widths.get("per_call"), widths.get("segments")
     by_call = per_call is not None and per_call.flag()
     if by_call == (segments is not None):
@@ -128,7 +137,7 @@ def _width_genes(widths: Section, calls: tuple[int, ...]) -> dict[str, Any]:
     }
 
 
-def _calls(value: Value) -> tuple[int, ...]:
+def read_calls(value: Value) -> tuple[int, ...]:
     """A list of whole numbers, one number, or {min, max, step}; ascending."""
     if isinstance(value.node, MappingNode):
         section = value.section()
@@ -139,17 +148,22 @@ def _calls(value: Value) -> tuple[int, ...]:
         if low > high:
             raise value.error(f"min {low} exceeds max {high}; swap them")
         return tuple(range(low, high + 1, step))
-    return tuple(sorted(n for _, n in _listed(value, lambda v: v.whole(1, 1000))))
+    return tuple(sorted(n for _, n in listed(value, lambda v: v.whole(1, 1000))))
 
 
-def _listed(value: Value, read: Callable[[Value], T]) -> list[tuple[Value, T]]:
+def listed(value: Value, read: Callable[[Value], T]) -> list[tuple[Value, T]]:
     """Entries with their places, none of them twice; one entry may stand for a list of one."""
     if not isinstance(value.node, SequenceNode):
         return [(value, read(value))]
     return list(zip(value.items(), value.distinct(read), strict=True))
 
 
-def _setting(value: Value, kind: str, known: list[str]) -> Setting:
+def read_solvers(value: Value, known: list[str]) -> list[tuple[Value, Setting]]:
+    """Solvers of `known` with their arguments."""
+    return listed(value, lambda v: named(read_setting(v, "solver", known)))
+
+
+def read_setting(value: Value, kind: str, known: list[str]) -> Setting:
     """`name`, `{name: {argument: value}}`, or for a grid a list of noise levels."""
     if isinstance(value.node, SequenceNode) and kind == "grid":
         return "explicit", {"levels": tuple(plain(value))}
@@ -172,8 +186,12 @@ def _known(value: Value, name: str, kind: str, known: list[str]) -> str:
     return name
 
 
-def _argument(value: Value) -> Any:
-    """A scalar, a list of scalars, a range, or a vector of ranges."""
+def _argument(value: Value, steps: int = STEPS, log: bool = False) -> Any:
+    """A scalar, a list of scalars, a range, or a vector of ranges.
+
+    Args:
+        steps, log: of a range that does not say.
+    """
     if not isinstance(value.node, MappingNode):
         data = plain(value)
         return tuple(data) if isinstance(data, list) else data
@@ -190,7 +208,8 @@ def _argument(value: Value) -> Any:
         raise value.error("a range needs min and max")
     if step is not None and (step <= 0 or steps_value is not None):
         raise value.error("give a step above 0, or the number of steps, but not both")
-    steps = STEPS if steps_value is None else steps_value.whole(2, MOST_STEPS)
+    if steps_value is not None:
+        steps = steps_value.whole(2, MOST_STEPS)
     if step is not None:
         intervals = (high - low) / step
         if abs(intervals) >= MOST_STEPS:
@@ -199,10 +218,20 @@ def _argument(value: Value) -> Any:
         if low < high and abs(intervals - round(intervals)) > 1e-6:
             raise value.error(f"step {step:g} does not divide the range {low:g} .. {high:g}")
     try:
-        made = Range(low, high, steps, log_value is not None and log_value.flag())
+        made = Range(low, high, steps, log if log_value is None else log_value.flag())
     except SpaceError as error:
         raise value.error(str(error)) from None
     return made if genes is None else (made,) * count
+
+
+def read_levels(value: Value, steps: int) -> tuple[float, ...]:
+    """Positive numbers, ascending: a list, one, or a range, even in the logarithm by default."""
+    if not isinstance(value.node, MappingNode):
+        return tuple(sorted(n for _, n in listed(value, lambda v: v.number(0, 1e4, open_low=True))))
+    made = _argument(value, steps=steps, log=True)
+    if not isinstance(made, Range):
+        raise value.error("expected noise levels: a list, or min, max and steps")
+    return tuple(made.value(i) for i in range(made.steps))
 
 
 def _bound(value: Value | None) -> float | None:
@@ -213,7 +242,7 @@ def _bound(value: Value | None) -> float | None:
     return value.scalar()  # type: ignore[no-any-return]
 
 
-def _ends(args: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+def range_ends(args: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """The arguments with every range at either of its ends."""
     options = [
         [(name, end) for end in _end_values(value)] for name, value in args.items()
@@ -224,7 +253,7 @@ def _ends(args: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 def _inner(args: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """The arguments with one range at a value between its ends, the others at their least."""
-    least = next(_ends(args))
+    least = next(range_ends(args))
     for name, value in args.items():
         if isinstance(value, Range):
             for i in range(1, value.steps - 1):
@@ -239,30 +268,31 @@ def _end_values(value: Any) -> list[Any]:
     return [value]
 
 
-def _check_solvers(solvers: list[tuple[Value, Setting]], calls: tuple[int, ...]) -> None:
+def check_solvers(solvers: list[tuple[Value, Setting]], calls: tuple[int, ...]) -> None:
     """Every solver knows its arguments and every number of calls."""
     for value, setting in solvers:
         name, args = named(setting)
         inner = ((chosen, calls[0]) for chosen in _inner(args))  # 2.5 between 1 and 4
-        for chosen, n in (*itertools.product(_ends(args), calls), *inner):
+        for chosen, n in (*itertools.product(range_ends(args), calls), *inner):
             try:
                 SOLVERS[name].nodes(n, **chosen)
             except SpaceError as error:
                 raise value.error(str(error)) from None
 
 
-def _check_grids(
+def check_grids(
+    process: Process,
     grids: list[tuple[Value, Setting]],
     solvers: list[tuple[Value, Setting]],
     calls: tuple[int, ...],
 ) -> None:
     """Every solver can walk every grid with every number of calls."""
-    process = get_process(TRAINED)
     for (value, one), (_, other) in itertools.product(grids, solvers):
         (grid, grid_args), (solver, args) = named(one), named(other)
-        for grid_chosen, chosen, n in itertools.product(_ends(grid_args), _ends(args), calls):
+        ends = range_ends(grid_args), range_ends(args)
+        for on_grid, chosen, n in itertools.product(*ends, calls):
             try:
-                plan_calls(process, solver, chosen, n, {grid: grid_chosen})
+                plan_calls(process, solver, chosen, n, {grid: on_grid})
             except ConfigError as error:
                 raise value.error(f"{error} (solver {solver}, {n} calls)") from None
 
@@ -274,7 +304,7 @@ def _guidance(
     read_recipe: Callable[[Value], Recipe],
 ) -> Setting:
     """A guidance whose numbers make sense; a classifier is put into `guides`, and named."""
-    kind, args = named(_setting(value, "guidance", [NO_GUIDANCE, *KINDS]))
+    kind, args = named(read_setting(value, "guidance", [NO_GUIDANCE, *KINDS]))
     if kind == NO_GUIDANCE:
         if args:
             raise value.error(f"'{NO_GUIDANCE}' takes no arguments")
@@ -285,7 +315,7 @@ def _guidance(
         _check_guide(net, guide, recipes, guides)
         guides[guide.name] = guide
         args = {**args, "net": guide.name}
-    for chosen in _ends(args):
+    for chosen in range_ends(args):
         try:
             Guidance.of(kind, chosen)
         except SpaceError as error:
@@ -329,7 +359,8 @@ def _to_file(setting: Setting, guides: Mapping[str, str]) -> Setting:
     return (kind, {**args, "net": guides[args["net"]]}) if kind == CLASSIFIER else setting
 
 
-def _dumped(setting: Setting) -> Any:
+def dump_setting(setting: Setting) -> Any:
+    """A setting as it is written in a file."""
     name, args = named(setting)
     return {name: {key: _dumped_argument(value) for key, value in args.items()}} if args else name
 

@@ -221,8 +221,9 @@ def environment(
         "versions": {"python": platform.python_version()} | {p: version(p) for p in packages},
         "hardware": _hardware(),
     }
-    if settings.guides:
-        data["guides"] = _identities(settings.guides, cards)
+    for kind in ("guides", "seconds"):
+        if getattr(settings, kind):
+            data[kind] = _identities(getattr(settings, kind), cards)
     return json.dumps(data, indent=2, sort_keys=True) + "\n"
 
 

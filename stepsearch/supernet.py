@@ -16,6 +16,7 @@ from stepsearch.core.errors import ConfigError
 from stepsearch.core.process import TRAINED
 from stepsearch.core.protocols import NetCard
 from stepsearch.core.settings import Recipe
+from stepsearch.distilling import distil, distilled_of
 from stepsearch.nets.families import FAMILIES
 from stepsearch.nets.load import load_card, save_net
 from stepsearch.recipe_training import (
@@ -50,6 +51,8 @@ def ensure_supernet(
         together: lets workers train to the last step and leave their checkpoint; None trains here.
     """
     path = supernet_path(recipe, data)
+    if recipe.teacher is not None and not path.is_file():
+        ensure_supernet(recipe.teacher, data, device=device, on_step=on_step, together=together)
     with FileLock(path.with_suffix(".lock")):
         if not path.is_file():
             _make(recipe, data, path, device, on_step, together)
@@ -65,6 +68,12 @@ def check_buildable(recipe: Recipe, data: Dataset) -> None:
             f"this network needs; use more images or a smaller network"
         )
     build_network(recipe, data, "meta")
+    sides, scale = data.images.shape[2:], 1 if recipe.relay is None else recipe.relay.scale
+    if any(side % scale for side in sides):
+        raise ConfigError(
+            f"{recipe.file}: relay.scale: images of {sides[0]} x {sides[1]} pixels do not divide "
+            f"into tiles of {scale}"
+        )
     _check_labels(recipe, data)
     if recipe.train is not None and recipe.train.batch > count:
         raise ConfigError(
@@ -76,6 +85,18 @@ def check_buildable(recipe: Recipe, data: Dataset) -> None:
             ALONE.rows(recipe.train.batch, recipe.train.accumulate)
         except ConfigError as error:
             raise ConfigError(f"{recipe.file}: {error}") from None
+
+
+def check_sides(first: Recipe, small: Dataset, second: Recipe, large: Dataset) -> None:
+    """ConfigError unless images of a first stage, upsampled, are as large as those of a second."""
+    assert second.relay is not None
+    (channels, *low), (wanted, *high) = small.images.shape[1:], large.images.shape[1:]
+    if [channels, *(n * second.relay.scale for n in low)] != [wanted, *high]:
+        raise ConfigError(
+            f"{first.file}: data: images of {channels} x {low[0]} x {low[1]} do not make those of "
+            f"second stage '{second.name}', {wanted} x {high[0]} x {high[1]}, which is for "
+            f"{second.relay.scale} times as many pixels a side; correct data.size or relay.scale"
+        )
 
 
 def _check_labels(recipe: Recipe, data: Dataset) -> None:
@@ -110,6 +131,7 @@ def _make(
     together: Together | None,
 ) -> None:
     family, module = FAMILIES[recipe.family], build_network(recipe, data, "cpu")
+    weights: Mapping[str, Tensor]
     training: dict[str, Any] = {
         "recipe": recipe.content(),
         "recipe_sha256": recipe.sha256(data.sha256),
@@ -120,15 +142,24 @@ def _make(
     }
     if data.corrupt:
         training["corrupt"] = list(data.corrupt)
-    if recipe.train is None:
+    distilled = None
+    if recipe.distill is not None:
+        assert recipe.teacher is not None
+        source = supernet_path(recipe.teacher, data)
+        teacher = load_card(source)
+        weights, losses = distil(recipe, source, data, path, device, on_step)
+        distilled = distilled_of(recipe, teacher.key)
+        training |= {"steps": recipe.distill.steps, "seed": recipe.distill.seed, "loss": losses}
+        training |= {"teacher": teacher.key, "teacher_sha256": teacher.sha256}
+    elif recipe.train is None:
         if family.fitted:
             family.fit(module, data.images.astype(np.float32) / 127.5 - 1, seed=0)
-        weights: Mapping[str, Tensor] = module.state_dict()
+        weights = module.state_dict()
     else:
         how = (device, on_step, together)
         weights, losses = train_recipe(recipe, recipe.train, module, data, path, *how)
         training |= {"steps": recipe.train.steps, "seed": recipe.train.seed, "loss": losses}
-        if recipe.train.immiscible is not None and recipe.train.immiscible.pool > 1:
+        if recipe.train.immiscible is not None and recipe.train.pool > 1:
             training["immiscible"] = asdict(recipe.train.immiscible) | {
                 "scope": noise_scope(recipe)
             }
@@ -139,13 +170,16 @@ def _make(
         name=recipe.name,
         sha256="",
         family=recipe.family,
-        process=TRAINED,
+        process=TRAINED if recipe.relay is None else "edm",
         image_shape=shape,
         widths=recipe.widths,
         flops=flops,
         arch=recipe.net,
         training=training,
         classes=family.classes(recipe.net),
+        prediction="eps" if recipe.relay is None else "F",
+        relay=recipe.relay,
+        distilled=distilled,
     )
     save_net(path, card, weights)
     checkpoint_path(path).unlink(missing_ok=True)

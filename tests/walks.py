@@ -29,6 +29,14 @@ EXAMPLES = {  # arguments to test each solver with; a new solver adds its own
     "dpmpp_2m": [{}],
     "dpmpp_2s": [{}],
     "unipc": [{}, {"order": 3, "variant": "bh1"}, {"order": 3, "corrector": False}],
+    "relay": [  # blur, that the exact networks here know nothing of, where noise is drawn too
+        {"scale": 2, "blur": 0, "step": "first"},
+        {"scale": 2, "blur": 0, "step": "official"},
+        {"scale": 2, "blur": 0},
+        {"scale": 2, "blur": 1.0, "step": "first", "eta": 0.5, "block": 0},
+        {"scale": 2, "blur": 1.5, "eta": 0.3, "normalize": True},
+    ],
+    "renoise": [{}],
     "deis": [{}, {"order": 2, "variable": "rho"}, {"order": 3, "variable": "log-rho"}],
 }
 CASES = [(name, args) for name in SOLVERS for args in EXAMPLES.get(name, [])]

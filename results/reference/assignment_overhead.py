@@ -26,6 +26,7 @@ from stepsearch.core.settings import Immiscible, TrainConfig
 from stepsearch.nets.families import FAMILIES, noise_error
 from stepsearch.training.batches import Batches
 from stepsearch.training.loop import train_supernet
+from stepsearch.training.noising import AddNoise
 
 STEPS, TURNS = 16, 3
 WIDTHS = (0.25, 0.5, 0.75, 1.0)
@@ -39,12 +40,12 @@ CASES: dict[str, tuple[tuple[int, ...], Mapping[str, Any], int]] = {
 def timed(images: np.ndarray, net: Mapping[str, Any], config: TrainConfig) -> tuple[float, float]:
     """Milliseconds of the loader and of a whole step, per step."""
     module = FAMILIES["unet"].build(net, images.shape[1:], WIDTHS)
-    batches = Batches(images, WIDTHS, get_process(TRAINED), config)
+    batches = Batches(images, WIDTHS, AddNoise(get_process(TRAINED)), config)
     start = time.perf_counter()
     for step in range(config.steps):
         batches(step)
     loader = time.perf_counter() - start
-    batches = Batches(images, WIDTHS, get_process(TRAINED), config)
+    batches = Batches(images, WIDTHS, AddNoise(get_process(TRAINED)), config)
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         train_supernet(

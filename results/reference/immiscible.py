@@ -37,6 +37,7 @@ from stepsearch.progress import Display
 from stepsearch.training.batches import Batches
 from stepsearch.training.data import Dataset, load_dataset
 from stepsearch.training.loop import train_supernet
+from stepsearch.training.noising import AddNoise
 
 HERE = Path(__file__)
 POOLS, SEEDS, CALLS = (1, 64, 256, 1024), (0, 1, 2), (5, 10, 20)
@@ -74,7 +75,7 @@ def job(
     config = replace(setup.train, seed=seed, immiscible=Immiscible(pool, scope="global"))
     torch.manual_seed(seed)
     module = FAMILIES["unet"].build(setup.net, data.images.shape[1:], [1.0])
-    batches = Batches(data.images, [1.0], get_process(TRAINED), config)
+    batches = Batches(data.images, [1.0], AddNoise(get_process(TRAINED)), config)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for mark in setup.marks:

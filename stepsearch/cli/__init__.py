@@ -11,9 +11,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn
 
-from stepsearch.cli.common import read_resources, roots
+from stepsearch.cli.common import is_space, read_resources, roots
 from stepsearch.cli.convert import convert, convert_arguments
-from stepsearch.cli.networks import train, train_arguments
+from stepsearch.cli.networks import distill, distill_arguments, train, train_arguments
 from stepsearch.cli.sampling import sample, sample_arguments
 from stepsearch.cli.stats import stats, stats_arguments
 from stepsearch.core.errors import ConfigError, StepsearchError
@@ -62,6 +62,9 @@ def _parser() -> argparse.ArgumentParser:
     train = command("train", "train the supernet of a recipe; unchanged ones are kept", "")
     train.add_argument("words", **words)
     train_arguments(train)
+    distil = command("distill", "distil a few-step student of a network (DPDM)", "")
+    distil.add_argument("words", **words)
+    distill_arguments(distil)
     convert_arguments(command("convert", "make a network that others trained ours", "source"))
     validate = command("validate", "check a space or recipe file and its data", "")
     validate.add_argument("words", **words)
@@ -70,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     stats_arguments(stats)
     sample_command = command("sample", "write images of a trial, or of a schedule file", "")
     sample_arguments(sample_command)
-    for sub in (run, resume, train, validate, stats, sample_command):
+    for sub in (run, resume, train, distil, validate, stats, sample_command):
         text = "import the code that a recipe names under data: {dataset: ...}"
         sub.add_argument("--allow-code", action="store_true", help=text)
     status = command("status", "how far a run is", "run")
@@ -129,14 +132,13 @@ def _validate(args: argparse.Namespace) -> int:
     from stepsearch.build import coupling_warning
     from stepsearch.config import read_space
     from stepsearch.core.space import named
-    from stepsearch.core.yamlfile import read_yaml
-    from stepsearch.loading import read_data
+    from stepsearch.loading import read_data, space_images
     from stepsearch.progress import Display
     from stepsearch.recipe_config import read_recipe
     from stepsearch.signals import Signals
     from stepsearch.supernet import check_buildable
 
-    if "supernets" in read_yaml(args.file, args.overrides).section():
+    if is_space(args.file, args.overrides):
         settings = read_space(args.file, args.overrides)
         recipes, search = settings.networks, settings.search
         sizes = [n for _, n in settings.space.genes]
@@ -146,11 +148,16 @@ def _validate(args: argparse.Namespace) -> int:
     else:
         recipes = (read_recipe(args.file, args.overrides),)
         summary = f"recipe '{recipes[0].name}', widths {list(recipes[0].widths)}"
-        warning = None
+        settings, warning = None, None
     with Display() as display, Signals("the same command") as signals:
-        for recipe in recipes:
+        if settings is not None:
+            images = space_images(settings, display, signals, allow_code=args.allow_code)
+        else:
+            (recipe,) = recipes
             data = read_data(recipe, display, signals, allow_code=args.allow_code)
-            check_buildable(recipe, data)
+            images = {recipe.name: data}
+        for recipe in recipes:
+            check_buildable(recipe, images[recipe.name])
         if warning is not None:
             display.say(warning)
     print(f"{args.file}: fine: {summary}")
@@ -224,6 +231,7 @@ COMMANDS = {
     "run": _run,
     "resume": _resume,
     "train": train,
+    "distill": distill,
     "convert": convert,
     "validate": _validate,
     "status": _status,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,14 @@ def read_resources(args: argparse.Namespace) -> Resources:
     if args.gpus_per_worker is not None and args.gpus_per_worker < 0:
         raise ConfigError(f"--gpus-per-worker: must not be negative, got {args.gpus_per_worker:g}")
     return Resources(args.workers, args.executor, args.address, args.gpus_per_worker)
+
+
+def is_space(path: Path, overrides: Sequence[str]) -> bool:
+    """Whether a file is a search space, and no recipe of a network."""
+    from stepsearch.core.yamlfile import read_yaml
+
+    keys = read_yaml(path, list(overrides)).section()
+    return "supernets" in keys or "schedule" in keys
 
 
 def roots() -> tuple[Path, Path, Path]:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stepsearch.cli.common import read_resources
+from stepsearch.cli.common import read_resources, roots
 from stepsearch.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -75,6 +75,50 @@ def train(args: argparse.Namespace) -> int:
             display.say(f"{eval_path(path)}: the table; images in {path.stem}-w*.png beside it")
     print(path)
     return 0
+
+
+def distill_arguments(parser: argparse.ArgumentParser) -> None:
+    """What `distill` is told."""
+    parser.epilog = "The student's weights, checkpoint and losses are written beside its recipe."
+    text = "the network to distil: a recipe, or a NAME of `stepsearch ls` (default: the recipe's)"
+    parser.add_argument("--teacher", metavar="NAME", help=text)
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+
+
+def distill(args: argparse.Namespace) -> int:
+    """Distil the student of a recipe, its teacher trained first if need be; its path is printed."""
+    from stepsearch.loading import read_data
+    from stepsearch.progress import Display
+    from stepsearch.recipe_config import read_recipe
+    from stepsearch.run import train as run_training
+    from stepsearch.signals import Signals
+    from stepsearch.supernet import check_buildable
+
+    teacher = [] if args.teacher is None else [f"distill.teacher={_teacher(args.teacher)}"]
+    recipe = read_recipe(args.file, [*args.overrides, *teacher])
+    if recipe.distill is None:
+        raise ConfigError(
+            f"{args.file}: no recipe of a student; give it a distill section, or train it with "
+            f"`stepsearch train`"
+        )
+    with Display() as display, Signals("the same command") as signals:
+        data = read_data(recipe, display, signals, allow_code=args.allow_code)
+        check_buildable(recipe, data)
+        path, _ = run_training(recipe, data, display, signals, args.device)
+    print(path)
+    return 0
+
+
+def _teacher(name: str) -> Path:
+    """The recipe that an option's path or name stands for."""
+    paths = [Path(name), *(root / "supernets" / f"{name}.yaml" for root in roots())]
+    found = next((path for path in paths if path.is_file()), None)
+    if found is None or found.suffix == ".safetensors":
+        raise ConfigError(
+            f"--teacher: '{name}' is neither a recipe nor a name that `stepsearch ls` lists under "
+            f"supernets; weights alone need a recipe with `init`"
+        )
+    return found.resolve()
 
 
 def _eval_options(args: argparse.Namespace) -> dict:

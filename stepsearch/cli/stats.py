@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from stepsearch.cli.common import is_space
 from stepsearch.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -55,13 +56,13 @@ def _read(args: argparse.Namespace) -> tuple[Recipe, EvaluationSettings]:
     """The recipe whose images are meant, and how features are taken."""
     from stepsearch.config import read_space
     from stepsearch.core.settings import EvaluationSettings
-    from stepsearch.core.yamlfile import read_yaml
+    from stepsearch.loading import scored_recipe
     from stepsearch.objectives.features import check_extractor
     from stepsearch.recipe_config import read_recipe
 
-    if "supernets" in read_yaml(args.file, args.overrides).section():
+    if is_space(args.file, args.overrides):
         space = read_space(args.file, args.overrides)
-        recipe, settings = space.recipes[0], space.evaluation
+        recipe, settings = scored_recipe(space), space.evaluation
     else:
         recipe, settings = read_recipe(args.file, args.overrides), EvaluationSettings()
     if args.features is not None:

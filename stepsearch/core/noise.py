@@ -29,7 +29,7 @@ def image_labels(seed: int, first_image: int, count: int, classes: int) -> NDArr
 
 
 def image_noise(
-    seed: int, first_image: int, shape: tuple[int, ...], draw: int = 0
+    seed: int, first_image: int, shape: tuple[int, ...], draw: int = 0, again: int = 0
 ) -> NDArray[np.float32]:
     """Standard normal noise of images first_image .. first_image + shape[0] - 1.
 
@@ -37,9 +37,11 @@ def image_noise(
         seed: the evaluation's seed.
         first_image: number of the first image of this batch.
         shape: (B, ...), B images of any shape.
-        draw: 0 for the starting noise, step + 1 for noise that a stochastic solver adds.
+        draw: 0 for the starting noise, then one for every call, and for every start of a relay
+            stage, in the order of the schedule.
+        again: 0 for a draw's first noise, k for the k-th after it; these streams have four words
+            of which the first is not 0, as in no other's name.
     """
-    rows = (
-        generator(draw, seed, first_image + i).standard_normal(shape[1:]) for i in range(shape[0])
-    )
+    words = (again, draw, seed) if again else (draw, seed)
+    rows = (generator(*words, first_image + i).standard_normal(shape[1:]) for i in range(shape[0]))
     return np.stack(list(rows)).astype(np.float32)

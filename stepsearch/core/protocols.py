@@ -173,9 +173,9 @@ class Solver(Protocol):
 class NoisyBatch:
     """What a network is trained on: images at the noise of their time; B rows in every tensor."""
 
-    noisy: Tensor  # (B, C, H, W)
-    time: Tensor  # whole times, (B,)
-    noise: Tensor  # in `noisy`, (B, C, H, W)
+    noisy: Tensor  # what the network is given, (B, C, H, W)
+    time: Tensor  # as the network counts it, (B,)
+    target: Tensor  # what it is to answer, e.g. the noise in `noisy`, (B, C, H, W)
     chance: Tensor  # evenly in [0, 1), (B,): for whatever a loss decides at random of an image
     labels: Tensor | None = None  # (B,)
 

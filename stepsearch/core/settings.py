@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from stepsearch.core.counting import FULL_COUNT
+from stepsearch.core.distill_settings import DistillConfig
+from stepsearch.core.relay import Relay
 from stepsearch.core.space import NO_GUIDANCE, SearchSpace
 
 
@@ -28,15 +30,18 @@ class DataSettings:
     size: int | None = None  # side in pixels
     channels: int | None = None  # 1 or 3
     corrupt: str = "error"  # one of CORRUPT
+    resample: str = "lanczos"  # one of RESAMPLES: how pixels are made smaller
     args: Mapping[str, Any] = field(default_factory=dict, hash=False)  # of kind `dataset`
 
     def content(self) -> dict[str, Any]:
         """What says more than the hash of the images does: code, which makes them, is told."""
         code = {"dataset": self.path, "args": dict(self.args)} if self.kind == "dataset" else {}
-        return {"kind": self.kind, "size": self.size} | code
+        other = {} if self.resample == "lanczos" else {"resample": self.resample}
+        return {"kind": self.kind, "size": self.size} | other | code
 
 
 CORRUPT = ("error", "skip")  # what is done about images that cannot be decoded
+RESAMPLES = ("lanczos", "box")  # box: means of tiles, what a relay's second stage begins from
 
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # of a recipe, a network, a run
@@ -116,6 +121,9 @@ class Recipe:
     net: Mapping[str, Any] = field(hash=False)
     widths: tuple[float, ...]
     train: TrainConfig | None  # None for a fitted family, or weights taken as they are
+    relay: Relay | None = None  # of the second stage of a relay
+    distill: DistillConfig | None = None  # of a few-step student ...
+    teacher: Recipe | None = None  # ... of this network
     file: str = ""  # the recipe's own path, no part of its identity
     init: str = ""  # weights that training starts from, or that are taken as they are
     init_sha256: str = ""  # their identity
@@ -129,6 +137,11 @@ class Recipe:
             data["trunk"] = {"steps": self.plain.trunk, "train": self.plain.content()}
         if not self.init_sha256:
             del data["init_sha256"]
+        if self.relay is None:
+            del data["relay"]
+        del data["distill"], data["teacher"]
+        if self.distill is not None and self.teacher is not None:
+            data |= {"distill": self.distill.content(), "teacher": self.teacher.content()}
         data["data"] = self.data.content()
         data["train"] = None if self.train is None else self.train.content()
         return data
@@ -183,11 +196,12 @@ class RunSettings:
     evaluation: EvaluationSettings = EvaluationSettings()
     search: SearchSettings = SearchSettings()
     guides: tuple[Recipe, ...] = ()  # classifiers that guidance of the space names
+    seconds: tuple[Recipe, ...] = ()  # second stages of relays
 
     @property
     def networks(self) -> tuple[Recipe, ...]:
-        """Everything to train: supernets, then guides."""
-        return (*self.recipes, *self.guides)
+        """Everything to train: supernets, second stages, then guides."""
+        return (*self.recipes, *self.seconds, *self.guides)
 
     def trained(self, network: str) -> dict[str, Any]:
         """What tells the training of a supernet from plain training, or from others of its bank."""
@@ -202,10 +216,15 @@ class RunSettings:
         """What the results depend on; two runs are the same search if this is equal."""
         data = asdict(self)
         data["recipes"] = [r.content() for r in self.recipes]
-        data["guides"] = [r.content() for r in self.guides]
+        for kind in ("guides", "seconds"):
+            data[kind] = [r.content() for r in getattr(self, kind)]
         # what a space does not use says nothing, so that its hash outlives new features
-        if not self.guides:
-            del data["guides"]
+        for kind in ("guides", "seconds"):
+            if not data[kind]:
+                del data[kind]
+        for section in ("relay", "distilled"):
+            if getattr(self.space, section) is None:
+                del data["space"][section]
         if self.space.monotone is None:
             del data["space"]["monotone"]
         if self.space.guidances == (NO_GUIDANCE,):

@@ -5,15 +5,17 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, TypeVar
 
+from stepsearch.core.bank import Bank
 from stepsearch.core.errors import SpaceError
 from stepsearch.core.guidance import Guidance
 from stepsearch.core.protocols import Genome
 
 T = TypeVar("T")
 NO_GUIDANCE = "none"
+KINDS = SINGLE, RELAY, DISTILLED = "single", "relay", "distilled"  # how a candidate samples
 MONOTONE = ("non-increasing", "non-decreasing")  # from the first call, at most noise, to the last
 
 # A name, alone or with arguments; an argument that is a Range, or a tuple of them, is one gene or
@@ -70,7 +72,8 @@ class Candidate:
     `widths` is one entry per width gene. With `per_call` there are as many as calls in the longest
     schedule of the space, whose call e reads gene e; a shorter one reads the gene of the nearest
     noise level. Otherwise genes are equal parts of the network's range of log noise level, most
-    noise first.
+    noise first. `second` is the second stage of a relay, whose grid
+    starts where it takes over. A `distilled` network has widths of its own.
     """
 
     supernet: str
@@ -82,13 +85,23 @@ class Candidate:
     per_call: bool = False
     grid_args: Mapping[str, Any] = field(default_factory=dict, hash=False)
     guidance: Guidance | None = None
+    distilled: bool = False
+    second: Candidate | None = None
+
+    @property
+    def kind(self) -> str:
+        """One of KINDS."""
+        return RELAY if self.second is not None else DISTILLED if self.distilled else SINGLE
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON data, inverse of `from_dict`."""
-        data = asdict(self)
+        data = asdict(replace(self, second=None))
         if self.guidance is not None and math.isinf(self.guidance.high):
             del data["guidance"]["high"]  # JSON knows no infinity
-        return data
+        del data["second"]
+        if not self.distilled:
+            del data["distilled"]
+        return data if self.second is None else data | {"second": self.second.to_dict()}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Candidate:
@@ -99,60 +112,9 @@ class Candidate:
             fields[name] = {k: _untuple(v) for k, v in data.get(name, {}).items()}
         if data.get("guidance") is not None:
             fields["guidance"] = Guidance(**data["guidance"])
+        if "second" in data:
+            fields["second"] = cls.from_dict(data["second"])
         return cls(**fields)
-
-
-@dataclass(frozen=True, slots=True)
-class Bank:
-    """Networks of one supernet that differ in how they were trained; the values are genes.
-
-    `settings` are keys of a recipe's `train` section with the values to choose from; a key of one
-    value is the same for all networks and no gene. `networks` names the network of every supernet
-    and combination of values, the last value first to change; combinations that train the same
-    share a network.
-    """
-
-    settings: tuple[tuple[str, tuple[Any, ...]], ...]
-    networks: tuple[str, ...]
-
-    def __post_init__(self) -> None:
-        for key, values in self.settings:
-            if not values:
-                raise SpaceError(f"bank: {key} is empty; list at least one value")
-        size = math.prod(len(values) for _, values in self.settings)
-        if not self.networks or len(self.networks) % size:
-            raise SpaceError(f"bank: {len(self.networks)} networks for {size} combinations")
-
-    @property
-    def genes(self) -> tuple[tuple[str, int], ...]:
-        """(name, number of choices): the key with dots as underscores."""
-        return tuple((k.replace(".", "_"), len(v)) for k, v in self.settings if len(v) > 1)
-
-    @property
-    def members(self) -> tuple[str, ...]:
-        """Every network once."""
-        return tuple(dict.fromkeys(self.networks))
-
-    def network(self, supernet: int, chosen: Sequence[int]) -> str:
-        """The network of a supernet and the value of every gene, both by their place."""
-        place = supernet
-        for value, (_, size) in zip(chosen, self.genes, strict=True):
-            place = place * size + value
-        return self.networks[place]
-
-    def places(self, network: str) -> tuple[int, ...]:
-        """The supernet and the values, by their place, that choose a network first."""
-        place, values = self.networks.index(network), list[int]()
-        for _, size in reversed(self.genes):
-            place, value = divmod(place, size)
-            values.append(value)
-        return (place, *reversed(values))
-
-    def values(self, network: str) -> dict[str, Any]:
-        """What was trained differently, of a network of this bank."""
-        varied = [setting for setting in self.settings if len(setting[1]) > 1]
-        chosen = self.places(network)[1:]
-        return {key: values[i] for (key, values), i in zip(varied, chosen, strict=True)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +123,9 @@ class SearchSpace:
 
     A solver, grid or guidance is a name, alone or with arguments; arguments that are Ranges are
     genes of their own. With `monotone` widths are sorted over time, whatever the genes say. With a
-    bank, supernet and values choose the network.
+    bank, supernet and values choose the network. A supernet of `relay.firsts` is followed by a
+    second stage, whose genes are in effect for it alone; one of `distilled.supernets` takes all
+    but itself from the genes of `distilled`.
     """
 
     supernets: tuple[str, ...]
@@ -174,6 +138,8 @@ class SearchSpace:
     monotone: str | None = None
     guidances: tuple[Setting, ...] = field(default=(NO_GUIDANCE,), hash=False)
     bank: Bank | None = None
+    relay: Relaying | None = None
+    distilled: SearchSpace | None = None
 
     def __post_init__(self) -> None:
         for name in ("supernets", "calls", "grids", "solvers", "width_choices", "guidances"):
@@ -200,7 +166,15 @@ class SearchSpace:
         widths = ((f"width_{i}", len(self.width_choices)) for i in range(self.width_genes))
         guidance = (("guidance", len(self.guidances)),) if len(self.guidances) > 1 else ()
         ranges = ((name, r.steps) for name, r in self._ranges())
-        return (*head, *widths, *guidance, *self._bank_genes, *ranges)
+        own = (*head, *widths, *guidance, *self._bank_genes, *ranges)
+        return (*own, *(gene for part in self._parts for gene in part))
+
+    @property
+    def _parts(self) -> tuple[tuple[tuple[str, int], ...], ...]:
+        """Genes of a second stage, and of distilled networks, which gene `supernet` chooses."""
+        relay = () if self.relay is None else self.relay.genes
+        few = () if self.distilled is None else self.distilled.genes[1:]
+        return relay, tuple((f"{DISTILLED}_{name}", n) for name, n in few)
 
     @property
     def _bank_genes(self) -> tuple[tuple[str, int], ...]:
@@ -222,6 +196,10 @@ class SearchSpace:
             sizes = [n for _, n in genes]
             raise SpaceError(f"genome {tuple(genome)} does not fit genes of sizes {sizes}")
         values = dict(zip((name for name, _ in genes), genome, strict=True))
+        network, (second, few) = self._network(values), map(len, self._parts)
+        if self.distilled is not None and network in self.distilled.supernets:
+            chosen = self.distilled.decode((0, *genome[len(genome) - few :]))
+            return replace(chosen, supernet=network, distilled=True)
         solver, solver_args = self._setting("solver", values)
         grid, grid_args = self._setting("grid", values)
         guidance, guidance_args = self._setting("guidance", values)
@@ -229,8 +207,8 @@ class SearchSpace:
         if self.monotone is not None:
             widths.sort(reverse=self.monotone == MONOTONE[0])
         none = guidance == NO_GUIDANCE
-        return Candidate(
-            supernet=self._network(values),
+        candidate = Candidate(
+            supernet=network,
             solver=solver,
             solver_args=solver_args,
             calls=self.calls[values["calls"]],
@@ -240,6 +218,10 @@ class SearchSpace:
             per_call=self.per_call,
             guidance=None if none else Guidance.of(guidance, guidance_args),
         )
+        if self.relay is None or network not in self.relay.firsts:
+            return candidate
+        last = len(genome) - few
+        return self.relay.decode(candidate, genome[last - second : last])
 
     def _network(self, values: Mapping[str, int]) -> str:
         """Name of the network that the genes choose."""
@@ -279,10 +261,16 @@ class SearchSpace:
 
         They tell a search early what each setting is worth, at the middle number of calls. Where
         there are more than `limit`, they are taken evenly from the list. Of a bank every other
-        network comes first, then every other grid, solver and guidance on the first network.
+        network comes first, then every other grid, solver and guidance on the first network. A
+        distilled network comes with every number of its calls instead.
         """
         sizes = (len(s) for s in (self.supernets, self.grids, self.solvers, self.guidances))
-        others = list(itertools.product(*map(range, sizes)))[1:]
+        others = list[tuple[Any, ...]](itertools.product(*map(range, sizes)))[1:]
+        if self.distilled is not None:
+            few = [i for i, s in enumerate(self.supernets) if s in self.distilled.supernets]
+            others = [setting for setting in others if setting[0] not in few]
+            calls = range(len(self.distilled.calls))
+            others = [(i, 0, 0, 0, (), n) for i in few for n in calls] + others
         if self.bank is None:
             return [self._tried(*setting) for setting in _evenly(others, limit)]
         places = map(self.bank.places, self.bank.members[1:])
@@ -303,12 +291,51 @@ class SearchSpace:
         solver: int = 0,
         guidance: int = 0,
         trained: Sequence[int] = (),
+        few_calls: int = 0,
     ) -> Genome:
-        """A genome of one width, every range at its middle; `trained` are values of the bank."""
+        """A genome of one width, every range at its middle; `trained` are values of the bank, and
+        `few_calls` the number of calls of a distilled network, by its place."""
         head = (supernet, calls, grid, solver, *(width,) * self.width_genes)
         kind = (guidance,) if len(self.guidances) > 1 else ()
         values = trained or (0,) * len(self._bank_genes)
-        return (*head, *kind, *values, *(r.steps // 2 for _, r in self._ranges()))
+        own = (*head, *kind, *values, *(r.steps // 2 for _, r in self._ranges()))
+        share = width / max(len(self.width_choices) - 1, 1)
+        relay = () if self.relay is None else self.relay.uniform(share)
+        few = () if self.distilled is None else self.distilled._uniform(0, few_calls)[1:]
+        return (*own, *relay, *few)
+
+
+@dataclass(frozen=True, slots=True)
+class Relaying:
+    """The second stage of a relay: where it takes over, and a space of its own.
+
+    Solver and grids of `space` are those of second stages; `starts` are noise levels.
+    """
+
+    firsts: tuple[str, ...]  # networks of low resolution, all those that a bank makes of them
+    starts: tuple[float, ...]
+    space: SearchSpace
+
+    @property
+    def genes(self) -> tuple[tuple[str, int], ...]:
+        """(name, number of choices) of every gene."""
+        return ((f"{RELAY}_start", len(self.starts)), *self._inner)
+
+    @property
+    def _inner(self) -> Iterator[tuple[str, int]]:
+        return ((f"{RELAY}_{name}", n) for name, n in self.space.genes)
+
+    def decode(self, first: Candidate, genome: Genome) -> Candidate:
+        """The candidate whose first stage is given; what guides it guides both stages."""
+        second = self.space.decode(genome[1:])
+        grid = {**second.grid_args, "start": self.starts[genome[0]]}
+        return replace(first, second=replace(second, grid_args=grid, guidance=first.guidance))
+
+    def uniform(self, share: float) -> Genome:
+        """The middle of everything, at the width that lies `share` of the way up the choices."""
+        space = self.space
+        width = round(share * (len(space.width_choices) - 1))
+        return (len(self.starts) // 2, *space._uniform(width, len(space.calls) // 2))
 
 
 def _evenly(entries: Sequence[T], limit: int) -> list[T]:

@@ -24,6 +24,7 @@ COLUMNS = [
     "counting",
     "nfe",
     "latency_ms",
+    "kind",
     "supernet",
     "immiscible_batch",
     "train",
@@ -35,6 +36,11 @@ COLUMNS = [
     "grid",
     "grid_args",
     "relay_start",
+    "relay_supernet",
+    "relay_calls",
+    "relay_solver_args",
+    "relay_grid",
+    "relay_grid_args",
     "guidance",
     "guidance_low",
     "guidance_high",
@@ -132,6 +138,7 @@ class Trial:
             "rank": rank,
             "is_pareto": rank == 0,
             "nfe": len(self.call_widths),
+            "kind": c.kind,
             "supernet": c.supernet,
             "immiscible_batch": trained.pop("immiscible.pool", None),
             "train": _arguments(trained),
@@ -150,6 +157,12 @@ class Trial:
         if (g := c.guidance) is not None:
             row |= {"guidance": g.scale, "guide": g.net or g.kind, "guidance_low": g.low or None}
             row |= {"guidance_high": g.high if math.isfinite(g.high) else None}
+        if (second := c.second) is not None:
+            grid = {k: v for k, v in second.grid_args.items() if k != "start"}
+            row |= {"relay_start": second.grid_args["start"], "relay_supernet": second.supernet}
+            row |= {"relay_calls": second.calls, "relay_grid": second.grid}
+            row |= {"relay_grid_args": _arguments(grid)}
+            row |= {"relay_solver_args": _arguments(second.solver_args)}
         if isinstance(r, Measurement):
             row |= {name: r.values.get(name) for name in ("fid", "fid_se", "gflops_per_image")}
             row |= {"n_samples": r.n_samples, "seed": r.seed, "metric_id": r.metric_id}

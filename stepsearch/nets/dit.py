@@ -29,7 +29,7 @@ from stepsearch.nets.families import (
     check_numbers,
     noise_error,
 )
-from stepsearch.nets.slim import SlimLayer, SlimLinear, copy_slices, slim_channels
+from stepsearch.nets.slim import SlimLinear, copy_slices, slim_channels
 from stepsearch.nets.unet import sinusoid
 
 NAME = "dit"
@@ -112,23 +112,6 @@ def _error(message: str) -> ConfigError:
     return ConfigError(f"{NAME}: {message}")
 
 
-class FullLinear(SlimLayer):
-    """Linear layer from the units in use to the full stream."""
-
-    def __init__(self, inputs: int, out: int) -> None:
-        super().__init__()
-        self.inputs = inputs
-        plain = nn.Linear(inputs, out)
-        self.weight, self.bias = plain.weight, plain.bias
-
-    def weights(self, width: float) -> tuple[Tensor, Tensor]:
-        return self.weight[:, : slim_channels(self.inputs, width)], self.bias
-
-    def forward(self, x: Tensor, *, width: float) -> Tensor:
-        """(..., slim in) -> (..., out)."""
-        return F.linear(x, *self.weights(width))
-
-
 class Block(nn.Module):
     """Attention and MLP, each shifted, scaled and gated by the condition; the identity at first."""
 
@@ -138,9 +121,9 @@ class Block(nn.Module):
         self.head_dim = arch.head_dim
         self.modulation = nn.Linear(dim, 6 * dim)
         self.query, self.key, self.value = (SlimLinear(dim, inner, slim_in=False) for _ in range(3))
-        self.out = FullLinear(inner, dim)
+        self.out = SlimLinear(inner, dim, slim_out=False)
         self.expand = SlimLinear(dim, arch.hidden, slim_in=False)
-        self.contract = FullLinear(arch.hidden, dim)
+        self.contract = SlimLinear(arch.hidden, dim, slim_out=False)
 
     def forward(self, tokens: Tensor, condition: Tensor, *, width: float) -> Tensor:
         """(B, N, dim), (B, dim) -> (B, N, dim)."""
@@ -182,7 +165,7 @@ class DiT(nn.Module):
         Its code draws the embeddings of time and label small, which a short training has to undo.
         """
         for layer in self.modules():
-            if isinstance(layer, nn.Linear | SlimLayer):
+            if isinstance(layer, nn.Linear | SlimLinear):
                 nn.init.xavier_uniform_(layer.weight)
                 nn.init.zeros_(layer.bias)
         for layer in (self.tail, self.modulation, *(block.modulation for block in self.blocks)):

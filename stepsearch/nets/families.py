@@ -100,8 +100,8 @@ def check_label_keys(family: str, data: Mapping[str, Any]) -> None:
 
 
 def noise_error(module: nn.Module, batch: NoisyBatch, width: float) -> Tensor:
-    """Mean squared error of the noise (Ho et al. 2020, eq. 14), some labels hidden."""
-    return (predicted_noise(module, batch, width) - batch.noise).square().mean()
+    """Mean squared error of the answer, the noise in Ho et al. 2020, eq. 14; some labels hidden."""
+    return (predicted_noise(module, batch, width) - batch.target).square().mean()
 
 
 def predicted_noise(module: nn.Module, batch: NoisyBatch, width: float) -> Tensor:

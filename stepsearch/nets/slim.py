@@ -86,21 +86,23 @@ class SlimConv2d(SlimLayer):
 
 
 class SlimLinear(SlimLayer):
-    """Linear layer; `slim_in` False reads a full-width input (the sinusoid)."""
+    """Linear layer; `slim_in` or `slim_out` False keeps that side full."""
 
-    def __init__(self, inputs: int, out: int, *, slim_in: bool = True) -> None:
+    def __init__(
+        self, inputs: int, out: int, *, slim_in: bool = True, slim_out: bool = True
+    ) -> None:
         super().__init__()
-        self.inputs, self.out, self.slim_in = inputs, out, slim_in
+        self.inputs, self.out, self.slim_in, self.slim_out = inputs, out, slim_in, slim_out
         plain = nn.Linear(inputs, out)
         self.weight, self.bias = plain.weight, plain.bias
 
     def weights(self, width: float) -> tuple[Tensor, Tensor]:
-        out = slim_channels(self.out, width)
+        out = slim_channels(self.out, width) if self.slim_out else self.out
         inputs = slim_channels(self.inputs, width) if self.slim_in else self.inputs
         return self.weight[:out, :inputs], self.bias[:out]
 
     def forward(self, x: Tensor, *, width: float) -> Tensor:
-        """(B, slim in) -> (B, slim out)."""
+        """(..., slim in) -> (..., slim out)."""
         return F.linear(x, *self.weights(width))
 
 

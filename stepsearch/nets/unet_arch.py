@@ -7,8 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Self
 
 from stepsearch.core.errors import ConfigError
-from stepsearch.core.registry import did_you_mean
-from stepsearch.nets.families import LABEL_DROPOUT, check_label_keys
+from stepsearch.nets.families import LABEL_DROPOUT, check_label_keys, check_numbers
 
 LISTS = ("mult", "attention")
 REALS = ("dropout", "label_dropout", "eps")
@@ -75,28 +74,20 @@ class Arch:
 
     @classmethod
     def from_config(cls, data: Mapping[str, Any], image_channels: int) -> Self:
-        """Read the `net` section of a recipe; ConfigError names an unknown key."""
-        known = [f.name for f in fields(cls) if f.name != "image_channels"]
-        for key in data:
-            if key not in known:
-                raise cls.error(
-                    f"unknown key '{key}'{did_you_mean(key, known)}; known: {', '.join(known)}"
-                )
-        values = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
-        for key, value in values.items():
-            if key in CHOICES:
-                if value not in CHOICES[key]:
-                    known = list(CHOICES[key])
-                    raise cls.error(f"{key}: expected one of {', '.join(known)}, got {data[key]!r}")
-                continue
-            numbers = value if key in LISTS else (value,)
-            kind = (int, float) if key in REALS else (int,)
-            if not isinstance(numbers, tuple) or any(type(n) not in kind for n in numbers):
-                expected = "a list of whole numbers" if numbers is value else "a number"
-                raise cls.error(f"{key}: expected {expected}, got {data[key]!r}")
-        if "base" not in values:
+        """Read the `net` section of a recipe; ConfigError names key, value and remedy."""
+        kinds = {f.name: float if f.name in REALS else int for f in fields(cls)}
+        del kinds["image_channels"]
+        others = {k: v for k, v in data.items() if k in kinds and k in (*LISTS, *CHOICES)}
+        check_numbers(cls.family, {k: v for k, v in data.items() if k not in others}, kinds)
+        for key, value in others.items():
+            if key in CHOICES and value not in CHOICES[key]:
+                raise cls.error(f"{key}: expected one of {', '.join(CHOICES[key])}, got {value!r}")
+            if key in LISTS and not _whole_numbers(value):
+                raise cls.error(f"{key}: expected a list of whole numbers, got {value!r}")
+        if "base" not in data:
             raise cls.error("base: the number of channels at width 1 is missing")
-        return cls(image_channels=image_channels, **values)
+        lists = {key: tuple(data[key]) for key in LISTS if key in data}
+        return cls(image_channels=image_channels, **{**data, **lists})
 
     def check_image(self, shape: tuple[int, ...]) -> None:
         """ConfigError where images (C, H, W) cannot be halved between all levels."""
@@ -129,6 +120,10 @@ class Arch:
     def attended(self) -> tuple[int, ...]:
         """Entries of `mult` whose channels some attention reads."""
         return tuple(self.mult[level] for level in self.attention)
+
+
+def _whole_numbers(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(type(n) is int for n in value)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
+from itertools import count, pairwise
 from typing import TYPE_CHECKING
 
 from stepsearch.core.errors import SpaceError
 from stepsearch.core.noise import image_noise
 from stepsearch.core.protocols import Classifier, Net, NetCard, Solver, SolverState
 from stepsearch.core.schedule import Stage, StepSchedule
+from stepsearch.solvers import relay
 from stepsearch.solvers.guidance import Guided, find_classifier, reads_labels
 from stepsearch.solvers.registry import SOLVERS
 
@@ -31,6 +34,9 @@ def integrate(
 ) -> Tensor:
     """Run `schedule` from `x` to its end and return the images.
 
+    A stage goes on from the end of the one before; a stage of solver `relay` makes larger images of
+    it, unless it is the first, which starts from `x` as any other.
+
     Args:
         nets: network per `Stage.net`, and classifier per `Stage.guide` that names one.
         x: starting state (B, ...) at the first stage's first level, in the network's own scale.
@@ -42,14 +48,17 @@ def integrate(
     if cond is not None and not reads_labels(schedule, nets):
         raise SpaceError("cond: no network of this schedule is conditional or guided; leave it out")
     guides = [_check_stage(stage, nets, cond) for stage in schedule.stages]  # before any runs
-    draw = 0
-    for stage, classifier in zip(schedule.stages, guides, strict=True):
-        net, solver, state = nets[stage.net], SOLVERS[stage.solver], SolverState(x)
+    for before, stage in pairwise(schedule.stages):
+        _check_handover(before, stage, nets)
+    draws = (_noise(seed, first_image, draw) for draw in count(1))
+    for place, (stage, classifier) in enumerate(zip(schedule.stages, guides, strict=True)):
+        net, solver = nets[stage.net], SOLVERS[stage.solver]
+        if place > 0 and stage.solver == relay.NAME:
+            x = relay.begin(x, stage, net.card.diffusion, next(draws))
+        state = SolverState(x)
         for i, call in enumerate(stage.calls):
-            draw += 1
-            guided = Guided(net, cond, classifier, call.scale)
-            noise = _noise(seed, first_image, x, draw)
-            state = solver.step(_Watched(guided, on_call), stage, state, i, noise)
+            watched = _Watched(Guided(net, cond, classifier, call.scale), on_call)
+            state = solver.step(watched, stage, state, i, partial(next(draws), x))
         x = state.x
     return x
 
@@ -78,6 +87,19 @@ def _check_plan(solver: Solver, stage: Stage) -> None:
         )
 
 
+def _check_handover(before: Stage, stage: Stage, nets: Mapping[str, Net | Classifier]) -> None:
+    """SpaceError where a stage cannot go on from the end of the one before."""
+    given, wanted = (nets[s.net].card.image_shape for s in (before, stage))
+    if stage.solver == relay.NAME:
+        relay.check_begin(stage, before, given, wanted)
+    elif given != wanted:
+        raise SpaceError(
+            f"schedule: stage of '{stage.net}' walks images of shape {wanted}, the stage of "
+            f"'{before.net}' before it ends with {given}; only solver '{relay.NAME}' makes larger "
+            f"images of smaller ones"
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class _Watched:
     """A network that tells of its calls."""
@@ -97,8 +119,12 @@ class _Watched:
         return self.net.eps(x, level, width=width)
 
 
-def _noise(seed: int, first_image: int, x: Tensor, draw: int) -> Callable[[], Tensor]:
-    def fresh() -> Tensor:
-        return x.new_tensor(image_noise(seed, first_image, tuple(x.shape), draw))
+def _noise(seed: int, first_image: int, draw: int) -> Callable[[Tensor], Tensor]:
+    """Noise of the shape of what it is given; another at every call of one draw."""
+    times = count()
+
+    def fresh(like: Tensor) -> Tensor:
+        noise = image_noise(seed, first_image, tuple(like.shape), draw, next(times))
+        return like.new_tensor(noise)
 
     return fresh

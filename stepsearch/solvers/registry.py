@@ -31,7 +31,7 @@ def read_args(owner: str, args: Mapping[str, Any], defaults: Mapping[str, Any]) 
             known = f"it takes {', '.join(defaults)}" if defaults else "it takes no arguments"
             hint = did_you_mean(name, defaults)
             if name == "eta":
-                hint = " (only ddim takes it; eta = 1 is ddpm)"
+                hint = " (ddim takes it; eta = 1 is ddpm)"
             raise SpaceError(f"{owner}: unknown argument '{name}'{hint}; {known}")
     return {**defaults, **args}
 

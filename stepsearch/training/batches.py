@@ -17,10 +17,10 @@ from torch import Tensor
 
 from stepsearch.core.errors import ConfigError
 from stepsearch.core.noise import generator
-from stepsearch.core.process import Process
 from stepsearch.core.protocols import NoisyBatch
 from stepsearch.core.settings import TrainConfig
 from stepsearch.training.immiscible import assign_noise, nearest_noise
+from stepsearch.training.noising import Noising
 
 # streams: order of the images, everything drawn inside a step, mirrored images, and further
 # candidates of knn; four words each, and none of them a stream of sampling noise or its labels
@@ -38,12 +38,12 @@ class StepBatch:
 
 @dataclass(frozen=True, slots=True)
 class _Draw:
-    """A step before noise is assigned; one row of times, noise and chance for every width."""
+    """A step before noise is assigned; one row of places, noise and chance for every width."""
 
     rows: np.ndarray  # (B,) image numbers
     x0: Tensor  # (B, C, H, W) in [-1, 1]
     widths: tuple[float, ...]
-    time: Tensor  # (K, B)
+    place: Tensor  # on the noise scale, (K, B)
     noise: Tensor  # (K, B, C, H, W)
     chance: Tensor  # (K, B)
     seed: int
@@ -67,6 +67,7 @@ class Batches:
 
     Args:
         images: uint8, (N, C, H, W); a memory map is read row by row.
+        noising: what is drawn of noise, and made of images with it.
         labels: (N,), for the network.
         groups: (N,) labels that noise stays within, or None for one pool of all.
     """
@@ -75,27 +76,23 @@ class Batches:
         self,
         images: np.ndarray,
         widths: Sequence[float],
-        process: Process,
+        noising: Noising,
         config: TrainConfig,
         *,
         labels: np.ndarray | None = None,
         groups: np.ndarray | None = None,
     ) -> None:
-        if not process.discrete:
-            raise ConfigError(f"training draws whole times, which process '{process.name}' has not")
         if len(images) < config.batch:
             raise ConfigError(f"train.batch: {config.batch} exceeds the {len(images)} images")
         self._images, self._widths, self._config = images, tuple(widths), config
         self._labels = None if labels is None else torch.from_numpy(labels.astype(np.int64))
         self._groups = None if groups is None else torch.from_numpy(groups.astype(np.int64))
-        self._alpha_bar = torch.tensor(
-            [process.alpha(process.level_at(t)) ** 2 for t in range(int(process.last_time) + 1)],
-            dtype=torch.float32,
-        )
+        self._noising = noising
         pool = config.immiscible
         self._pool = pool.pool if pool is not None and pool.method == "assignment" else 1
         self._candidates = pool.pool if pool is not None and pool.method == "knn" else 1
         self._span = -(-self._pool // config.batch) + 1  # steps that a pool may touch
+        self._order = lru_cache(1)(self._order_of_epoch)
         self._draw = lru_cache(self._span + 1)(self._draw_step)
         self._assigned = lru_cache(-(-config.batch // self._pool) + 1)(self._assign_pool)
 
@@ -105,10 +102,8 @@ class Batches:
         labels = None if self._labels is None else self._labels[draw.rows]
         parts = []
         for i, width in enumerate(draw.widths):
-            signal = self._alpha_bar[draw.time[i]][:, None, None, None]
-            noisy = signal.sqrt() * draw.x0 + (1 - signal).sqrt() * noise[i]
-            batch = NoisyBatch(noisy, draw.time[i], noise[i], draw.chance[i], labels)
-            parts.append((width, batch))
+            noised = self._noising(draw.x0, draw.place[i], noise[i])
+            parts.append((width, NoisyBatch(*noised, draw.chance[i], labels)))
         return StepBatch(tuple(parts), draw.seed)
 
     def ahead(self, first: int, stop: int) -> Iterator[StepBatch]:
@@ -136,20 +131,21 @@ class Batches:
         if config.flip:
             mirrored = generator(*FLIPS, config.seed, step).random(len(rows)) < 0.5
             x0 = torch.where(torch.from_numpy(mirrored)[:, None, None, None], x0.flip(3), x0)
-        times, noises = [], []
-        for _ in widths:  # fresh times and noise for every width
-            times.append(torch.randint(len(self._alpha_bar), (len(x0),), generator=torch_rng))
-            noises.append(torch.randn(x0.shape, generator=torch_rng))
+        # fresh places and noise for every width
+        drawn = [self._noising.draw(tuple(x0.shape), torch_rng) for _ in widths]
+        places, noises = (torch.stack(parts) for parts in zip(*drawn, strict=True))
         chance = torch.rand((len(widths), len(x0)), generator=torch_rng)
-        return _Draw(rows, x0, widths, torch.stack(times), torch.stack(noises), chance, seed)
+        return _Draw(rows, x0, widths, places, noises, chance, seed)
 
     def _rows(self, step: int) -> np.ndarray:
         """Image numbers: epochs without replacement, the ragged end of an epoch dropped."""
         count, batch = len(self._images), self._config.batch
         per_epoch = count // batch
-        order = generator(*EPOCHS, self._config.seed, step // per_epoch).permutation(count)
         start = step % per_epoch * batch
-        return order[start : start + batch]
+        return self._order(step // per_epoch)[start : start + batch]
+
+    def _order_of_epoch(self, epoch: int) -> np.ndarray:
+        return generator(*EPOCHS, self._config.seed, epoch).permutation(len(self._images))
 
     def _noise(self, step: int) -> Tensor:
         """Noise (K, B, C, H, W) of a step after assignment."""

@@ -21,6 +21,7 @@ def load_dataset(
     *,
     channels: int | None = None,
     corrupt: str = "error",
+    resample: str = "lanczos",
     args: Mapping[str, Any] | None = None,
     allow_code: bool = False,
     on_progress: OnProgress = lambda done, total: None,
@@ -31,6 +32,7 @@ def load_dataset(
         kind: one of LOADERS.
         path: where the images are, or `package.module:name` of a data set in code; none for digits.
         size: resizes to squares of that side, antialiased, after a centre crop.
+        resample: lanczos, or box for means of tiles.
         channels: 1 or 3 makes all images grey or colour; None takes them as they are.
         corrupt: `error`, or `skip` to leave out what cannot be decoded.
         args: of the data set in code.
@@ -41,7 +43,9 @@ def load_dataset(
         ConfigError: a path that is missing, or images that cannot be used.
     """
     settings = DataSettings(kind, None if path is None else str(path), size)
-    settings = replace(settings, channels=channels, corrupt=corrupt, args=args or {})
+    settings = replace(
+        settings, channels=channels, corrupt=corrupt, resample=resample, args=args or {}
+    )
     if size is not None and size < 1:
         raise ConfigError(f"data: size: {size}: must be at least 1 pixel")
     if kind == "dataset" and not allow_code:

@@ -16,7 +16,8 @@ from PIL import Image
 
 from stepsearch.core.errors import ConfigError
 from stepsearch.core.settings import DataSettings
-from stepsearch.training.sources import LOADERS, Item, Source, files_identity, needed, some
+from stepsearch.core.text import some
+from stepsearch.training.sources import LOADERS, Item, Source, files_identity, needed
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 OTHERS = (".gif", ".tif", ".tiff", ".heic", ".avif", ".jxl")  # images, but told instead of read

@@ -24,8 +24,9 @@ from filelock import FileLock
 from stepsearch.core.errors import ConfigError
 from stepsearch.core.files import cache_folder, sync_folder
 from stepsearch.core.settings import DataSettings, content_hash
+from stepsearch.core.text import some
 from stepsearch.training.pixels import UNREADABLE, fit, reason
-from stepsearch.training.sources import Dataset, Item, Source, images_sha256, some
+from stepsearch.training.sources import Dataset, Item, Source, images_sha256
 
 OnProgress = Callable[[int, int], None]  # images decoded, images in all
 
@@ -43,9 +44,9 @@ def decoded(source: Source, settings: DataSettings, on_progress: OnProgress) -> 
             do not fit together.
     """
     identity = [FORMAT, settings.kind, settings.path, dict(settings.args)]
-    key = content_hash(
-        {"of": [*identity, settings.size, settings.channels], "read from": source.identity}
-    )
+    made = [settings.size, settings.channels]
+    made += [] if settings.resample == "lanczos" else [settings.resample]
+    key = content_hash({"of": [*identity, *made], "read from": source.identity})
     folder = cache_folder() / "images" / key[:32]
     with _locked(folder):
         found = _read(folder)
@@ -172,7 +173,7 @@ def _decode(
     def work(item: Item) -> np.ndarray | str:
         try:
             with item.open() as image:
-                return fit(image, settings.size, settings.channels)
+                return fit(image, settings.size, settings.channels, settings.resample)
         except UNREADABLE as error:
             return reason(error)
 

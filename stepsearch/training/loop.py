@@ -148,7 +148,7 @@ def _take(batch: NoisyBatch, rows: slice, device: str) -> NoisyBatch:
         return tensor[rows].to(device, non_blocking=True)
 
     labels = None if batch.labels is None else part(batch.labels)
-    return NoisyBatch(*map(part, (batch.noisy, batch.time, batch.noise, batch.chance)), labels)
+    return NoisyBatch(*map(part, (batch.noisy, batch.time, batch.target, batch.chance)), labels)
 
 
 def _average(module: nn.Module, means: Tensor, team: Team) -> None:
@@ -166,8 +166,7 @@ def _save(path: Path, state: _State, step: int, team: Team) -> None:
         return
     tensors = {f"model.{k}": v for k, v in state.module.state_dict().items()}
     tensors |= {f"ema.{k}": v for k, v in state.ema.items()}
-    for i, moments in state.optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{i}.{k}": v for k, v in moments.items()}
+    tensors |= {f"optimizer.{k}": v for k, v in moments_of(state.optimizer).items()}
     plain = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
     write_atomic(path, save(plain, {"step": str(step)}))
 
@@ -179,22 +178,34 @@ def _restore(path: Path, state: _State) -> int:
     with safe_open(path, "pt") as file:
         step = int(file.metadata()["step"])
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    state.module.load_state_dict(_under("model.", tensors))
-    for name, value in _under("ema.", tensors).items():
+    state.module.load_state_dict(under("model.", tensors))
+    for name, value in under("ema.", tensors).items():
         state.ema[name].copy_(value)
-    moments: dict[int, dict[str, Tensor]] = {}
-    for name, value in _under("optimizer.", tensors).items():
-        index, slot = name.split(".", 1)
-        moments.setdefault(int(index), {})[slot] = value
-    # moments must lie in memory as their weights do: the fused step walks memory, not indices
-    for index, parameter in enumerate(state.module.parameters()):
-        for slot, value in moments.get(index, {}).items():
-            if value.shape == parameter.shape:
-                moments[index][slot] = torch.empty_like(parameter).copy_(value)
-    groups = state.optimizer.state_dict()["param_groups"]
-    state.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+    restore_moments(state.optimizer, under("optimizer.", tensors))
     return step
 
 
-def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def moments_of(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """What an optimiser remembers, by `index of the parameter.slot`."""
+    state = optimizer.state_dict()["state"]
+    return {f"{i}.{slot}": v for i, slots in state.items() for slot, v in slots.items()}
+
+
+def restore_moments(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Inverse of `moments_of`, for an optimiser of one group of the same parameters."""
+    moments: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        index, slot = name.split(".", 1)
+        moments.setdefault(int(index), {})[slot] = value
+    groups = optimizer.state_dict()["param_groups"]
+    # moments must lie in memory as their weights do: the fused step walks memory, not indices
+    for index, parameter in enumerate(optimizer.param_groups[0]["params"]):
+        for slot, value in moments.get(index, {}).items():
+            if value.shape == parameter.shape:
+                moments[index][slot] = torch.empty_like(parameter).copy_(value)
+    optimizer.load_state_dict({"state": moments, "param_groups": groups})
+
+
+def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors whose names begin with `prefix`, by the rest of their names."""
     return {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}

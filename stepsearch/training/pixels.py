@@ -17,14 +17,17 @@ UNREADABLE = (
 )
 
 
-def fit(image: Image.Image, size: int | None, channels: int | None) -> np.ndarray:
+def fit(
+    image: Image.Image, size: int | None, channels: int | None, resample: str = "lanczos"
+) -> np.ndarray:
     """(C, H, W) uint8: C as told, else 1 for grey images and 3 for all others.
 
     What EXIF says of the orientation is done first, 16 bits become 8, palettes and CMYK become
     RGB. Alpha is dropped, not composited: a transparent pixel shows the colour stored under it.
 
     Args:
-        size: side of the square that the centre is resized to by Lanczos; None keeps all pixels.
+        size: side of the square that the centre is resized to; None keeps all pixels.
+        resample: lanczos, or box for means of tiles.
 
     Raises:
         One of UNREADABLE: the image is damaged, animated, or not of whole numbers.
@@ -43,7 +46,7 @@ def fit(image: Image.Image, size: int | None, channels: int | None) -> np.ndarra
         side = min(image.size)
         left, top = (image.width - side) // 2, (image.height - side) // 2
         square = image.crop((left, top, left + side, top + side))
-        image = square.resize((size, size), Image.Resampling.LANCZOS)
+        image = square.resize((size, size), Image.Resampling[resample.upper()])
     return np.atleast_3d(np.asarray(image)).transpose(2, 0, 1)
 
 

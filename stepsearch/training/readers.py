@@ -17,6 +17,7 @@ from PIL import Image
 
 from stepsearch.core.errors import ConfigError
 from stepsearch.core.settings import DataSettings
+from stepsearch.training.pixels import fit
 from stepsearch.training.sources import (
     LOADERS,
     Dataset,
@@ -35,13 +36,16 @@ def digits(settings: DataSettings) -> Dataset:
     """scikit-learn's 1,797 handwritten digits, 1x8x8 (Alpaydin & Kaynak 1998)."""
     from sklearn.datasets import load_digits
 
-    if settings.path is not None or settings.size not in (None, 8) or settings.channels == 3:
+    if settings.path is not None or settings.channels == 3 or (settings.size or 8) > 8:
         raise ConfigError(
-            "data: digits are grey, 8x8 and come with scikit-learn; leave path and size out, and "
-            "channels"
+            "data: digits are grey, at most 8x8 and come with scikit-learn; leave path and "
+            "channels out"
         )
     data = load_digits()
     images = (data.images[:, None] * (255 / 16)).round().astype(np.uint8)
+    if settings.size not in (None, 8):
+        made = (settings.size, 1, settings.resample)
+        images = np.stack([fit(Image.fromarray(image[0]), *made) for image in images])
     return Dataset("digits", images, data.target.astype(np.int64))
 
 

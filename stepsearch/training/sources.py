@@ -86,10 +86,3 @@ def images_sha256(images: np.ndarray, labels: np.ndarray | None) -> str:
     if labels is not None:
         digest.update(labels.astype(np.int64).tobytes())
     return digest.hexdigest()
-
-
-def some(names: Iterable[str]) -> str:
-    """Three names at most, and how many more there are."""
-    listed = list(names)
-    more = f" and {len(listed) - 3} more" if len(listed) > 3 else ""
-    return ", ".join(listed[:3]) + more

@@ -15,6 +15,7 @@ from stepsearch.core.settings import Immiscible, TrainConfig
 from stepsearch.training.batches import Batches
 from stepsearch.training.data import load_dataset
 from stepsearch.training.immiscible import assign_noise, nearest_noise
+from stepsearch.training.noising import AddNoise
 
 PROCESS = get_process("vp-linear-1000")
 CONFIG = TrainConfig(steps=100, batch=32)
@@ -32,14 +33,14 @@ def images():
 def batches(images, config=CONFIG, pool=None, **how):
     if pool is not None:
         config = replace(config, immiscible=Immiscible(pool))
-    return Batches(images, WIDTHS, PROCESS, config, **how)
+    return Batches(images, WIDTHS, AddNoise(PROCESS), config, **how)
 
 
 def clean(part):
     """Images (B, C, H, W) as uint8, the noise taken out again."""
     level = torch.tensor([PROCESS.level_at(int(t)) for t in part.time], dtype=torch.float64)
     level = level[:, None, None, None]
-    x0 = (1 + level**2).sqrt() * part.noisy.double() - level * part.noise.double()
+    x0 = (1 + level**2).sqrt() * part.noisy.double() - level * part.target.double()
     return ((x0 + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
@@ -48,7 +49,7 @@ def same(a, b):
     if (a.seed, [w for w, _ in a.parts]) != (b.seed, [w for w, _ in b.parts]):
         return False
     for (_, one), (_, other) in zip(a.parts, b.parts, strict=True):
-        for name in ("noisy", "time", "noise", "chance"):
+        for name in ("noisy", "time", "target", "chance"):
             if not torch.equal(getattr(one, name), getattr(other, name)):
                 return False
     return True
@@ -75,7 +76,7 @@ class TestImages:
         assert len(step.parts) == 3
         for (_, a), (_, b) in itertools.combinations(step.parts, 2):
             assert not torch.equal(a.time, b.time)
-            assert (a.noise * b.noise).mean().abs() < 0.1
+            assert (a.target * b.target).mean().abs() < 0.1
         low = [part.time < 300 for _, part in step.parts]
         both = low[0] & low[1]
         one, other = (clean(part)[both] for _, part in step.parts[:2])
@@ -126,8 +127,8 @@ class TestPools:
         plain, loader = batches(images), batches(images, pool=pool)
         for width in range(3):
             x = torch.cat([plain._draw(s).x0 for s in range(steps)]).flatten(1)
-            before = torch.cat([plain(s).parts[width][1].noise for s in range(steps)]).flatten(1)
-            after = torch.cat([loader(s).parts[width][1].noise for s in range(steps)]).flatten(1)
+            before = torch.cat([plain(s).parts[width][1].target for s in range(steps)]).flatten(1)
+            after = torch.cat([loader(s).parts[width][1].target for s in range(steps)]).flatten(1)
             for first in range(0, 3 * pool, pool):
                 own = slice(first, first + pool)
                 perm = assign_noise(x[own], before[own])
@@ -140,7 +141,7 @@ class TestPools:
             assert w == v
             assert torch.equal(a.time, b.time)
             assert torch.equal(a.chance, b.chance)
-            assert not torch.equal(a.noise, b.noise)
+            assert not torch.equal(a.target, b.target)
             low = (a.time < 200).numpy()
             assert np.array_equal(clean(a)[low], clean(b)[low])
 
@@ -151,7 +152,7 @@ class TestPools:
         for step in range(4):
             rows = plain._draw(step).rows
             label = torch.from_numpy(groups[rows])
-            before, after = (b(step).parts[0][1].noise.flatten(1) for b in (plain, loader))
+            before, after = (b(step).parts[0][1].target.flatten(1) for b in (plain, loader))
             origin = {tuple(n.tolist()): int(g) for n, g in zip(before, label, strict=True)}
             for noise, group in zip(after, label, strict=True):
                 if (key := tuple(noise.tolist())) in origin:  # others come from the pool's rest
@@ -165,8 +166,8 @@ class TestPools:
         unchanged, nearer = 0, []
         for step in range(8):
             x, a, b = plain._draw(step).x0, plain(step).parts[0][1], loader(step).parts[0][1]
-            unchanged += int((a.noise == b.noise).flatten(1).all(1).sum())
-            distances = [(x - n).flatten(1).norm(dim=1).mean() for n in (a.noise, b.noise)]
+            unchanged += int((a.target == b.target).flatten(1).all(1).sum())
+            distances = [(x - n).flatten(1).norm(dim=1).mean() for n in (a.target, b.target)]
             nearer.append(float(distances[0] - distances[1]))
         assert binomtest(unchanged, 256, 0.25).pvalue > 1e-4
         assert min(nearer) > 0

@@ -6,7 +6,6 @@ from networks import EXAMPLES, SHAPE, WIDTHS, close, each_width, inputs, make
 from torch import nn
 
 from stepsearch.core.errors import ConfigError
-from stepsearch.core.protocols import NoisyBatch
 from stepsearch.nets import dit
 from stepsearch.nets.dit import patchify, positions, unpatchify
 from stepsearch.nets.families import FAMILIES, count_flops
@@ -154,46 +153,6 @@ class TestWidths:
         message = str(caught.value)
         assert all(part in message for part in ["dit: ", *named]), message
         assert "\n" not in message
-
-
-class TestLabels:
-    LABELS = torch.tensor([2, 0, 1])
-
-    @each_width
-    def test_no_label_is_the_label_after_the_last(self, width):
-        net, (x, time) = make("dit", CONDITIONAL), inputs()
-        with torch.no_grad():
-            none = net(x, time, width=width)
-            assert torch.equal(net(x, time, torch.full((3,), 3), width=width), none)
-            for label in range(3):
-                other = net(x, time, torch.full((3,), label), width=width)
-                assert (other - none).abs().amax((1, 2, 3)).min() > 1e-3
-
-    @each_width
-    def test_subnet_equals_the_supernet_for_every_label(self, width):
-        net, (x, time) = make("dit", CONDITIONAL), inputs()
-        with torch.no_grad():
-            want = net(x, time, self.LABELS, width=width)
-            close(net.subnet(width)(x, time, self.LABELS), want, 1e-6)
-
-    def test_a_hidden_label_trains_the_answer_without_labels(self):
-        net, (x, time) = make("dit", CONDITIONAL), inputs()
-        noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(2))
-        shown, hidden = CONDITIONAL["label_dropout"], 0.9 * CONDITIONAL["label_dropout"]
-
-        def loss(labels, chance):
-            batch = NoisyBatch(x, time, noise, torch.full((3,), chance), labels)
-            return FAMILIES["dit"].loss(net, batch, 0.5)
-
-        with torch.no_grad():
-            want = (net(x, time, width=0.5) - noise).square().mean()
-            for labels in (self.LABELS, self.LABELS.flip(0)):
-                assert loss(labels, hidden) == want
-            assert loss(self.LABELS, shown) != loss(self.LABELS.flip(0), shown)
-
-    def test_a_network_without_classes_refuses_labels(self):
-        with pytest.raises(ConfigError, match="no classes"):
-            make("dit", PLAIN)(*inputs(), self.LABELS)
 
 
 @pytest.mark.parametrize(

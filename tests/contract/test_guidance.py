@@ -141,11 +141,12 @@ class TestFormulas:
     def test_every_solver_sees_guided_values_alone(self, solver):
         """Buffers too: PFDiff and the multistep solvers go on with what was guided."""
         plan = {"solver": solver, "calls": 7}
-        plan |= {"k": 2, "l": 1} if solver == "pfdiff" else {}
+        plan |= {"pfdiff": {"k": 2, "l": 1}, "relay": {"scale": 2}}.get(solver, {})
         net = Labelled()
         want = run(ByHand(net, 3.0, 0.1, 20), cond=None, plan=plan)
         close(run(net, cfg(3.0, low=0.1, high=20), plan=plan), want)
-        assert (run(net, cfg(3.0), plan=plan) - want).abs().max() > 1e-3
+        least = 1e-5 if solver == "renoise" else 1e-3  # which forgets all but the last calls
+        assert (run(net, cfg(3.0), plan=plan) - want).abs().max() > least
 
 
 class TestInterval:

@@ -152,44 +152,6 @@ class TestUNetLayers:
         assert set(net.state_dict()) == slim
 
 
-class TestLabels:
-    LABELS = torch.tensor([2, 0, 1])
-
-    @each_width
-    def test_no_label_is_the_label_after_the_last(self, width):
-        net, (x, time) = make("unet", CONDITIONAL), inputs()
-        with torch.no_grad():
-            none = net(x, time, width=width)
-            assert torch.equal(net(x, time, torch.full((3,), 3), width=width), none)
-            for label in range(3):
-                other = net(x, time, torch.full((3,), label), width=width)
-                assert (other - none).abs().amax((1, 2, 3)).min() > 1e-3
-
-    @each_width
-    def test_subnet_equals_the_supernet_for_every_label(self, width):
-        net, (x, time) = make("unet", CONDITIONAL), inputs()
-        plain = net.subnet(width)
-        with torch.no_grad():
-            for labels in (self.LABELS, None):
-                close(plain(x, time, labels), net(x, time, labels, width=width), 1e-6)
-
-    def test_an_image_sees_its_own_label_alone(self):
-        net, (x, time) = make("unet", CONDITIONAL), inputs()
-        with torch.no_grad():
-            rows = [net(x[i:][:1], time[i:][:1], self.LABELS[i:][:1]) for i in range(3)]
-            close(torch.cat(rows), net(x, time, self.LABELS), 1e-5)
-
-    @each_width
-    def test_labels_cost_nothing(self, width):
-        plain = {k: v for k, v in CONDITIONAL.items() if k not in ("classes", "label_dropout")}
-        costs = {count_flops(make("unet", c), SHAPE, width) for c in (plain, CONDITIONAL)}
-        assert len(costs) == 1
-
-    def test_a_network_without_classes_refuses_labels(self):
-        with pytest.raises(ConfigError, match="no classes"):
-            make("unet", UNET)(*inputs(), self.LABELS)
-
-
 class TestSkipConcatenation:
     """A skip channel meets the same weight column at every width."""
 

@@ -1,5 +1,6 @@
 """What every solver must keep to; run over the registry, whatever is in it."""
 
+import itertools
 import json
 import math
 
@@ -107,8 +108,12 @@ def test_cut_anywhere_and_continued(process, solver, args):
     whole = run(net, stage, x)
 
     def step(state, i, x):
-        noise = torch.from_numpy(image_noise(0, 0, tuple(x.shape), i + 1)).to(x)
-        return SOLVERS[stage.solver].step(net, stage, state, i, lambda: noise)
+        times = itertools.count()
+
+        def noise():
+            return torch.from_numpy(image_noise(0, 0, tuple(x.shape), i + 1, next(times))).to(x)
+
+        return SOLVERS[stage.solver].step(net, stage, state, i, noise)
 
     for cut in range(1, calls):
         state, between = SolverState(x.clone()), SolverState(other)
@@ -194,6 +199,9 @@ def test_canonical_changes_no_image(process, solver, args):
 
 
 DDIM, ANCESTRAL = ("ddim", {}), ("ddpm", {"variance": "small"})
+ONE_CALL = [  # a relay is another solver even then: it begins from a first stage
+    (name, args) for name, args in CASES if args.get("buffer") != "clipped-x0" and name != "relay"
+]
 
 
 @pytest.mark.parametrize(
@@ -211,7 +219,7 @@ DDIM, ANCESTRAL = ("ddim", {}), ("ddpm", {"variance": "small"})
         (5, [("pfdiff", {"c": 0.5}), ("pfdiff", {"c": 0.5, "k": 1, "l": None, "buffer": "eps"})]),
         (5, [("pfdiff", {"c": 0.5, "k": 2})]),
         (5, [("pfdiff", {"k": 0, "l": 0, "buffer": "clipped-x0"})]),
-        (1, [DDIM, *((name, args) for name, args in CASES if args.get("buffer") != "clipped-x0")]),
+        (1, [DDIM, *ONE_CALL]),
     ],
     ids=str,
 )
@@ -228,6 +236,7 @@ def test_equal_runs_are_one_schedule(calls, spellings):
 def test_an_edited_stage_is_refused_before_anything_runs(solver, args):
     net, calls = TwoWidths("edm"), allowed(solver, args, 5)
     stage = planned(net, "edm", "karras", solver, args, calls)
+    before = () if solver == "relay" else (stage,)  # which takes over from smaller images only
     first, *others = stage.calls
     moved = (Call(first.level * 1.001), *others)
     narrow = (*stage.calls[:-1], Call(stage.calls[-1].level, 0.75))
@@ -243,7 +252,7 @@ def test_an_edited_stage_is_refused_before_anything_runs(solver, args):
         fields = {name: getattr(stage, name) for name in Stage.__dataclass_fields__}
         bad = Stage(**{**fields, **edit})
         with pytest.raises(SpaceError):
-            integrate(StepSchedule((stage, bad)), {stage.net: net}, start(net, stage))
+            integrate(StepSchedule((*before, bad)), {stage.net: net}, start(net, stage))
         assert net.calls == [], edit
 
 
@@ -258,7 +267,7 @@ C = {"solver": "pfdiff", "calls": 4}
     [
         (PLAIN | {"k": 1}, ["ddim", "'k'", "it takes eta"]),
         *((PLAIN | {"eta": bad}, ["eta", "[0, 1]", repr(bad)]) for bad in (-0.1, 1.5, "1", True)),
-        (PLAIN | {"solver": "ddpm", "eta": 0.5}, ["ddpm", "'eta'", "only ddim"]),
+        (PLAIN | {"solver": "ddpm", "eta": 0.5}, ["ddpm", "'eta'", "ddim takes it"]),
         (PLAIN | {"solver": "ddpm", "variance": "big"}, ["small, large", "'big'"]),
         *((HEUN | {"calls": n}, ["odd", f"{n}", f"{n - 1} or {n + 1}"]) for n in (2, 10)),
         (HEUN | {"churn": -1}, ["churn", "-1"]),
@@ -304,7 +313,7 @@ def test_bad_settings_are_named(settings, named):
     assert "\n" not in message
 
 
-@pytest.mark.parametrize("solver", sorted({name for name, _ in DETERMINISTIC} - {"ddim"}))
+@pytest.mark.parametrize("solver", sorted({name for name, _ in DETERMINISTIC} - {"ddim", "relay"}))
 def test_eta_of_a_solver_without_one(solver):
     for args in (a for name, a in DETERMINISTIC if name == solver):
         with pytest.raises(SpaceError, match=f"{solver}: unknown argument 'eta'.*only ddim"):

@@ -19,6 +19,7 @@ from stepsearch.nets.unet import UNet, UNetArch
 from stepsearch.training.batches import Batches, sandwich_widths
 from stepsearch.training.data import load_dataset
 from stepsearch.training.loop import Team, train_supernet
+from stepsearch.training.noising import AddNoise
 
 WIDTHS = (0.25, 0.5, 0.75, 1.0)
 SHORT = TrainConfig(steps=12, batch=32, warmup=4, checkpoint_every=5)
@@ -92,7 +93,7 @@ def train(images, labels, tmp_path):
             try:
                 ema = train_supernet(
                     module,
-                    Batches(data, widths, process, config, labels=marks),
+                    Batches(data, widths, AddNoise(process), config, labels=marks),
                     config,
                     loss=loss or FAMILIES[family].loss,
                     checkpoint=checkpoint,
@@ -260,7 +261,7 @@ class TestLabels:
         def loss(module, batch, width):
             level = torch.tensor([process.level_at(int(t)) for t in batch.time])
             scale = (1 + level**2).sqrt()[:, None, None, None]
-            x0 = scale * batch.noisy - level[:, None, None, None] * batch.noise
+            x0 = scale * batch.noisy - level[:, None, None, None] * batch.target
             seen.append(((x0 + 1) * 127.5 / 25 - batch.labels[:, None, None, None]).abs().max())
             return FAMILIES["unet"].loss(module, batch, width)
 

@@ -1,7 +1,5 @@
 """Data on the command line: reference statistics, code, corrupt images, CIFAR-10, stopping."""
 
-import contextlib
-import io
 import json
 import os
 import signal
@@ -9,15 +7,13 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from command import STEPSEARCH, files
+from command import STEPSEARCH, call, files, one_line
 from PIL import Image
 from support import ROOT, copy_toy
 
-from stepsearch.cli import main
 from stepsearch.config import dump_space, read_space
 from stepsearch.core.errors import ConfigError
 from stepsearch.core.settings import content_hash
@@ -43,32 +39,10 @@ def make(count):
 """
 
 
-def call(folder, *argv):
-    """The command in this process, which has torch loaded, with `folder` as current folder."""
-    out, err = io.StringIO(), io.StringIO()
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        contextlib.redirect_stdout(out),
-        contextlib.redirect_stderr(err),
-    ):
-        patch.chdir(folder)
-        patch.setenv("STEPSEARCH_CACHE", str(folder / "cache"))
-        code = main(argv)
-    return SimpleNamespace(returncode=code, stdout=out.getvalue(), stderr=err.getvalue())
-
-
 def fine(done):
     """What a command that must succeed prints."""
     assert done.returncode == 0, done.stderr
     return done.stdout
-
-
-def one_line(done, *says):
-    assert (done.returncode, done.stdout) == (2, ""), done.stderr
-    assert done.stderr.startswith("stepsearch: ")
-    assert done.stderr[:-1].isprintable()
-    for words in says:
-        assert words in done.stderr
 
 
 @pytest.fixture(scope="module")

@@ -93,6 +93,7 @@ ARGUMENTS = {
         for order in (1, 2, 3)
         for variable in ("time", "rho", "log-rho")
     ],
+    "relay": [{"scale": 2, "blur": 0, "step": step} for step in ("first", "official", "trapezoid")],
 }
 MEAN, DEVIATION = 0.5, 0.7  # of the data
 # Far above the data the flow is a straight line, so that the steps of low order with which a

@@ -12,9 +12,10 @@ from support import CARD, SETTINGS, SPACE, score
 
 from stepsearch.build import build_schedule, coupling_warning
 from stepsearch.config import dump_space, read_space
+from stepsearch.core.bank import Bank
 from stepsearch.core.errors import ConfigError, SpaceError
 from stepsearch.core.settings import content_hash
-from stepsearch.core.space import Bank, Range
+from stepsearch.core.space import Range
 from stepsearch.core.trial import Trial
 from stepsearch.recipe_config import read_recipe
 

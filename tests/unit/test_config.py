@@ -125,11 +125,11 @@ DATA = [
         ("a.parquet", "not a readable parquet file"),
     ),
     (
-        "digits with a size",
+        "digits larger than they are",
         UNET,
         lambda d: (d / "digits").mkdir(),
-        "{digits: digits, size: 8}",
-        ("leave path and size out",),
+        "{digits, size: 16}",
+        ("digits are grey, at most 8x8",),
     ),
 ]
 

@@ -9,16 +9,7 @@ from PIL import Image
 
 from stepsearch.training.data import load_dataset
 
-
-@pytest.fixture(autouse=True)
-def _cache(tmp_path_factory, monkeypatch):
-    monkeypatch.setenv("STEPSEARCH_CACHE", str(tmp_path_factory.mktemp("cache")))
-
-
-@pytest.fixture
-def rgb(rng):
-    """Six colour images, (N, H, W, C)."""
-    return rng.integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 class TestDigits:
@@ -39,7 +30,15 @@ class TestDigits:
         assert (ordered[0], ordered[-1]) == (0, 255)
         assert set(np.diff(ordered)) <= {15, 16, 17}
 
-    def test_size_and_path_do_not_apply(self, tmp_path):
+    def test_by_boxes_they_become_the_means_of_tiles(self):
+        large, small = load_dataset("digits"), load_dataset("digits", None, 4, resample="box")
+        tiles = large.images.reshape(-1, 4, 2, 4, 2).mean((2, 4))
+        assert abs(small.images[:, 0] - tiles).max() <= 1  # of 255
+        lanczos = load_dataset("digits", None, 4).images[:, 0]
+        assert abs(lanczos - tiles).max() > 20
+        assert np.array_equal(small.labels, large.labels)
+
+    def test_path_and_larger_sizes_do_not_apply(self, tmp_path):
         assert load_dataset("digits", None, 8).images.shape[2:] == (8, 8)
         fails("digits", None, "8x8", size=16)
         fails("digits", tmp_path, "leave path")

@@ -23,9 +23,9 @@ def decodes(monkeypatch):
     """Names of the images that are decoded."""
     names, decode = [], image_cache.fit
 
-    def fit(image, size, channels):
+    def fit(image, size, channels, resample):
         names.append(image.format)
-        return decode(image, size, channels)
+        return decode(image, size, channels, resample)
 
     monkeypatch.setattr(image_cache, "fit", fit)
     return names
