@@ -53,7 +53,7 @@ def plan_stage(
     Raises:
         SpaceError: a setting that the solver, the grid or the network cannot carry out.
     """
-    args, grid = _suited(net, solver, args), few_grid(net.distilled, grid)
+    args, grid = suited(net, solver, args), few_grid(net.distilled, grid)
     name, args, levels, plan = plan_calls(net.diffusion, solver, args, calls, grid)
     if widths is None:
         widths = [_default_width(net, call.level) for call in plan]
@@ -61,7 +61,7 @@ def plan_stage(
     if len(per_call) != calls:
         raise SpaceError(f"{len(per_call)} widths for {calls} calls; give one, or one per call")
     if net.distilled is not None:
-        _check_distilled(net, levels[:-1], per_call)
+        check_distilled(net, levels[:-1], per_call)
     scales = [None if guidance is None else guidance.at(c.level) for c in plan]
     guide = None if guidance is None else _guide(guidance, net, classifier)
     if all(scale is None for scale in scales):
@@ -72,7 +72,7 @@ def plan_stage(
     return Stage(net=net.key, solver=name, args=args, levels=levels, calls=made, guide=guide)
 
 
-def _suited(net: NetCard, solver: str, args: Mapping[str, Any]) -> dict[str, Any]:
+def suited(net: NetCard, solver: str, args: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments with what a second stage was trained with; SpaceError where solver and network do
     not suit each other."""
     if net.distilled is not None and solver != RENOISE:
@@ -110,7 +110,8 @@ def _default_width(net: NetCard, level: float) -> float:
     return 1.0 if own is None else own
 
 
-def _check_distilled(net: NetCard, levels: Sequence[float], widths: Sequence[float]) -> None:
+def check_distilled(net: NetCard, levels: Sequence[float], widths: Sequence[float]) -> None:
+    """SpaceError for a call where, or at a width that, a distilled network was not trained."""
     assert net.distilled is not None
     net.distilled.check_levels(net.name, levels)
     for level, width in zip(levels, widths, strict=True):
@@ -217,7 +218,7 @@ def _widths(candidate: Candidate, card: NetCard, grid: GridSpec) -> list[float] 
     if card.distilled is not None and card.distilled.widths:
         return None
     solver, genes = candidate.solver, candidate.widths
-    args = _suited(card, solver, candidate.solver_args)
+    args = suited(card, solver, candidate.solver_args)
     planned = (card.diffusion, solver, args)
     grid = few_grid(card.distilled, grid)
     levels = [call.level for call in plan_calls(*planned, candidate.calls, grid)[3]]

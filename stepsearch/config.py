@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import yaml
 
 from stepsearch.algorithms.registry import ALGORITHMS
 from stepsearch.bank_config import dump_bank, read_bank
+from stepsearch.core.bank import Bank
 from stepsearch.core.counting import COUNTINGS, FULL_COUNT
 from stepsearch.core.errors import ConfigError
 from stepsearch.core.guidance import CLASSIFIER
@@ -59,9 +61,11 @@ def read_space(path: Path, overrides: list[str] | None = None) -> RunSettings:
     supernets = () if supernets_value is None else _supernets(supernets_value, path.parent)
     students = [r for r in supernets if r.distill is not None]
     listed = (*(r for r in supernets if r.distill is None), *firsts, *students)
-    _check_names((*listed, *seconds), (relay.value if relay else supernets_value) or root.value)
+    place = (relay.value if relay else supernets_value) or root.value
+    _check_names((*listed, *seconds), place)
     schedule = root.need("schedule").section()
-    recipes, bank = read_bank(root, listed, read_recipe)
+    recipes, bank = _networks(root, listed)
+    _check_names((*recipes, *seconds), place)
     read_guide = functools.partial(_recipe, folder=path.parent)
     space, guides = read_schedule(schedule, listed, bank, read_guide)
     schedule.close()
@@ -69,7 +73,7 @@ def read_space(path: Path, overrides: list[str] | None = None) -> RunSettings:
         files = {r.file for r in firsts}
         names = [r.name for r in recipes if r.file in files]
         space = replace(space, relay=read_relay(relay, seconds, names))
-        _check_relay_guidance(space, seconds, relay.value)
+        _check_relay_guidance(space, seconds, relay)
         relay.close()
     space = replace(space, distilled=_distilled(root.get("distilled"), students, root.value))
     known = [o for o in OBJECTIVES if o not in SIDE_VALUES]
@@ -105,7 +109,7 @@ def dump_space(settings: RunSettings) -> str:
         **({"supernets": listed} if listed else {}),
         **dump_bank(settings.space.bank),
         "schedule": dump_schedule(settings.space, {r.name: r.file for r in settings.guides}),
-        **dump_distilled(settings.space.distilled),
+        **dump_distilled(settings.space.distilled, settings.recipes),
         "objectives": list(settings.objectives),
         "evaluation": {k: v for k, v in asdict(settings.evaluation).items() if v is not None},
         "search": {k: v for k, v in asdict(settings.search).items() if v is not None},
@@ -139,10 +143,24 @@ def _supernets(value: Value, folder: Path) -> tuple[Recipe, ...]:
     return recipes
 
 
+def _networks(root: Section, recipes: Sequence[Recipe]) -> tuple[tuple[Recipe, ...], Bank | None]:
+    """The networks of a space, students last, which a bank trains no variants of."""
+    students = tuple(r for r in recipes if r.distill is not None)
+    plain = recipes[: len(recipes) - len(students)]
+    if not plain and (train := root.get("train")) is not None:
+        raise train.error("every supernet is distilled, not trained; remove this section")
+    trained, bank = read_bank(root, plain, read_recipe) if plain else ((), None)
+    if bank is not None:
+        size = math.prod(count for _, count in bank.genes)
+        chosen = (student.name for student in students for _ in range(size))
+        bank = replace(bank, networks=(*bank.networks, *chosen))
+    return (*trained, *students), bank
+
+
 def _check_names(recipes: Sequence[Recipe], value: Value) -> None:
     names = [r.name for r in recipes]
     if len(set(names)) < len(names):
-        raise value.error(f"two supernets share a name: {names}; rename one")
+        raise value.error(f"two supernets share a name: {names}; rename one, or remove it")
 
 
 def _relay_networks(
@@ -169,18 +187,18 @@ def _relay_networks(
     return tuple(r for _, r in firsts), tuple(r for _, r in seconds)
 
 
-def _check_relay_guidance(space: SearchSpace, seconds: Sequence[Recipe], value: Value) -> None:
+def _check_relay_guidance(space: SearchSpace, seconds: Sequence[Recipe], relay: Section) -> None:
     """ConfigError for guidance of the first stage that cannot go on in the second."""
     for kind, _ in map(named, space.guidances):
         if kind == CLASSIFIER:
-            raise value.error(
+            raise relay.value.error(
                 "a classifier knows images of one size, and a relay has two; guide by cfg, or "
                 "remove one of the two sections"
             )
         for recipe in seconds:
             if kind != NO_GUIDANCE and not FAMILIES[recipe.family].classes(recipe.net):
-                raise value.error(
-                    f"second: '{recipe.name}' is unconditional, so guidance would stop with the "
+                raise relay.need("second").error(
+                    f"'{recipe.name}' is unconditional, so guidance would stop with the "
                     f"first stage; give its recipe net.classes"
                 )
 

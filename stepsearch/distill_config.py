@@ -9,14 +9,17 @@ from typing import Any
 
 from yaml.nodes import SequenceNode
 
-from stepsearch.core.distill_settings import SMOOTHINGS, DistillConfig
+from stepsearch.core.distill_settings import MOST, SMOOTHINGS, DistillConfig
 from stepsearch.core.errors import ConfigError
+from stepsearch.core.process import TRAINED, get_process
 from stepsearch.core.settings import Recipe
 from stepsearch.core.yamlfile import Section, Value
+from stepsearch.distilling import distilled_of
 from stepsearch.nets.families import FAMILIES
 from stepsearch.schedule_config import read_width
 
 ReadTeacher = Callable[[Value], Recipe]
+SLACK = 1.01  # of a noise level that is typed with few digits
 FROM_TEACHER = ("data", "net", "widths", "train", "relay", "init")
 
 
@@ -31,7 +34,7 @@ def read_distilled(root: Section, value: Value, name: str, path: Path, read: Rea
     """
     for key in FROM_TEACHER:
         if (given := root.get(key)) is not None:
-            raise given.error(f"{key} is that of the teacher; remove this section")
+            raise given.error("is that of the teacher; remove this section")
     section = value.section()
     teacher_value = section.need("teacher")
     teacher = read(teacher_value)
@@ -43,7 +46,7 @@ def read_distilled(root: Section, value: Value, name: str, path: Path, read: Rea
             raise section.need("widths").error(
                 f"{width:g} is not offered by teacher '{teacher.name}' (it offers {offered})"
             )
-    return Recipe(
+    recipe = Recipe(
         name=name,
         data=teacher.data,
         family=teacher.family,
@@ -54,6 +57,11 @@ def read_distilled(root: Section, value: Value, name: str, path: Path, read: Rea
         teacher=teacher,
         file=str(path.resolve()),
     )
+    try:
+        distilled_of(recipe)
+    except ConfigError as error:
+        raise _placed(section, error) from None
+    return recipe
 
 
 def check_teacher(teacher: Recipe, error: Callable[[str], ConfigError]) -> None:
@@ -91,6 +99,8 @@ def _settings(section: Section) -> DistillConfig:
         "low": _level,
         "widths": _widths,
         "smoothing": lambda v: v.one_of(list(SMOOTHINGS)),
+        "smoothing_mean": lambda v: v.number(-MOST, MOST),
+        "smoothing_std": lambda v: v.number(0, MOST),
         "score_updates": lambda v: v.whole(1, 100),
         "normalize": lambda v: v.flag(),
     }
@@ -103,7 +113,14 @@ def _settings(section: Section) -> DistillConfig:
     try:
         return DistillConfig(**values)
     except ConfigError as error:
-        raise section.value.error(str(error).removeprefix("distill.")) from None
+        raise _placed(section, error) from None
+
+
+def _placed(section: Section, error: ConfigError) -> ConfigError:
+    """An error of a setting, `distill.KEY: ...`, at the place of its key."""
+    key, _, said = str(error).removeprefix("distill.").partition(": ")
+    given = section.get(key)
+    return section.value.error(f"{key}: {said}") if given is None else given.error(said)
 
 
 def _rate(value: Value) -> float:
@@ -111,7 +128,14 @@ def _rate(value: Value) -> float:
 
 
 def _level(value: Value) -> float:
-    return value.number(0, 1e4, open_low=True)
+    level, process = value.number(0, 1e4, open_low=True), get_process(TRAINED)
+    least, most = (process.level_at(t) for t in (process.first_time, process.last_time))
+    if not least / SLACK <= level <= most * SLACK:
+        raise value.error(
+            f"{level:g} lies outside the noise levels that teachers are trained for, {least:.4g} "
+            f"to {most:.4g}; choose within them"
+        )
+    return level
 
 
 def _widths(value: Value) -> tuple[float, ...]:

@@ -51,11 +51,7 @@ def prepare_widths(
     Raises:
         ConfigError: a recipe, or options, of which no FID can be measured.
     """
-    if FAMILIES[recipe.family].classifies:
-        raise ConfigError(
-            f"{recipe.file}: net.family: '{recipe.family}' classifies and samples nothing; leave "
-            f"--eval out"
-        )
+    _check_alone(recipe)
     shape, widths = tuple(data.images.shape[1:]), recipe.widths
     card = NetCard(recipe.name, "", recipe.family, TRAINED, shape, widths, (0.0,) * len(widths))
     try:
@@ -71,6 +67,27 @@ def prepare_widths(
                 raise ConfigError(f"--{name}:{text}") from None
         raise
     return spec, facts.get("real_vs_real")
+
+
+def _check_alone(recipe: Recipe) -> None:
+    """ConfigError for a network that makes no images at a width alone."""
+    if FAMILIES[recipe.family].classifies:
+        raise ConfigError(
+            f"{recipe.file}: net.family: '{recipe.family}' classifies and samples nothing; leave "
+            f"--eval out"
+        )
+    if recipe.relay is not None:
+        raise ConfigError(
+            f"{recipe.file}: relay: a second stage starts from images of a first one and has no "
+            f"FID of its own; leave --eval out, and measure it by `stepsearch run` of a space with "
+            f"a relay section"
+        )
+    if recipe.distill is not None:
+        raise ConfigError(
+            f"{recipe.file}: distill: a student is sampled at levels and widths of its own, not by "
+            f"{SOLVER} at one width; leave --eval out, and measure it by `stepsearch run` of a "
+            f"space with a distilled section"
+        )
 
 
 def measure_widths(

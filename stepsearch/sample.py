@@ -7,23 +7,33 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from stepsearch.build import check_classifier, check_range
+from stepsearch.build import (
+    RELAY,
+    RENOISE,
+    check_classifier,
+    check_distilled,
+    check_range,
+    suited,
+)
 from stepsearch.core.errors import ConfigError, SpaceError
 from stepsearch.core.protocols import Classifier, Net, NetCard
-from stepsearch.core.schedule import CFG, StepSchedule
+from stepsearch.core.schedule import CFG, Stage, StepSchedule
 from stepsearch.core.settings import Recipe
 from stepsearch.core.trial import Failure, Trial
 from stepsearch.evaluate import sample
 from stepsearch.nets.load import load_net
 from stepsearch.recipe_training import recipe_data
 from stepsearch.solvers.guidance import check_conditional
+from stepsearch.solvers.integrate import check_handover
+from stepsearch.solvers.registry import SOLVERS
 from stepsearch.supernet import supernet_path
 
 Nets = Mapping[str, Net | Classifier]
@@ -101,48 +111,96 @@ def recipe_weights(recipe: Recipe, *, allow_code: bool = False) -> Path:
     """Weights of a recipe; ConfigError with the command that makes them where they are missing."""
     path = supernet_path(recipe, recipe_data(recipe, allow_code=allow_code))
     if not path.is_file():
-        command = f"train {recipe.file}" if recipe.plain is None else "resume RUN"  # of a bank
+        word = "train" if recipe.distill is None else "distill"
+        command = f"{word} {recipe.file}" if recipe.plain is None else "resume RUN"  # of a bank
         raise ConfigError(f"{path}: no such weights; train them with `stepsearch {command}`")
     return path
 
 
-def read_schedule(path: Path) -> StepSchedule:
-    """A schedule.json of one stage; ConfigError names the file."""
+def read_schedule(path: Path, networks: int) -> StepSchedule:
+    """A schedule.json for so many networks, one for each of its stages; ConfigError names it."""
     try:
         schedule = StepSchedule.from_json(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror or error}; check the path") from None
     except (SpaceError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: {error}") from None
-    if len(schedule.stages) > 1:
-        asked = ", ".join(stage.net for stage in schedule.stages)
+    stages = schedule.stages
+    if stages[0].solver == RELAY:
         raise ConfigError(
-            f"{path}: {len(schedule.stages)} stages ({asked}), but one --supernet is given; sample "
-            f"it from its run: `stepsearch sample RUN TRIAL`"
+            f"{path}: its first stage, of '{stages[0].net}', is of solver '{RELAY}', which goes on "
+            f"from images and does not start from noise; put a stage that makes images before it"
+        )
+    if len(stages) != networks:
+        asked = ", ".join(stage.net for stage in stages)
+        count, times = (
+            f"{n} {word}" + "s" * (n != 1)
+            for n, word in ((len(stages), "stage"), (networks, "time"))
+        )
+        raise ConfigError(
+            f"{path}: {count} ({asked}), but --supernet is given {times}; give it once for each "
+            f"stage, in order, or sample the schedule from its run: `stepsearch sample RUN TRIAL`"
         )
     return schedule
 
 
-def bind(schedule: StepSchedule, card: NetCard, guide: NetCard | None) -> StepSchedule:
-    """The schedule of one stage with the given network, and classifier, in place of its own.
+def bind(schedule: StepSchedule, cards: Sequence[NetCard], guide: NetCard | None) -> StepSchedule:
+    """The schedule with the given networks, one for each stage, and classifier for its own.
 
     Raises:
-        SpaceError: a network that cannot walk it, a classifier that is missing or of no use.
+        SpaceError: a network that cannot walk its stage or go on from the one before, a classifier
+            that is missing or of no use.
     """
-    (stage,) = schedule.stages
-    by_classifier = stage.guide not in (None, CFG)
-    if by_classifier and guide is None:
-        raise SpaceError(f"the schedule is guided by classifier '{stage.guide}'; give --guide")
-    if guide is not None and not by_classifier:
+    if guide is not None and not any(map(_by_classifier, schedule.stages)):
         raise SpaceError("the schedule is not guided by a classifier; leave --guide out")
+    pairs = zip(schedule.stages, cards, strict=True)
+    stages = [_bound(stage, card, guide) for stage, card in pairs]
+    shapes = [card.image_shape for card in cards]
+    for both, sizes in zip(pairwise(stages), pairwise(shapes), strict=True):
+        check_handover(*both, *sizes)
+    return StepSchedule(tuple(stages))
+
+
+def _by_classifier(stage: Stage) -> bool:
+    return stage.guide not in (None, CFG)
+
+
+def _bound(stage: Stage, card: NetCard, guide: NetCard | None) -> Stage:
+    """A stage with another network, by the rules of `plan_stage`."""
+    if _by_classifier(stage) and guide is None:
+        raise SpaceError(f"the schedule is guided by classifier '{stage.guide}'; give --guide")
+    _check_solver(stage, card)
     check_range(card.diffusion, stage.levels[:-1], f"network '{card.name}' ({card.process})")
+    calls = tuple(replace(call, width=card.check_width(call.width)) for call in stage.calls)
+    if card.distilled is not None:
+        check_distilled(card, stage.levels[:-1], [call.width for call in calls])
     if stage.guide == CFG:
         check_conditional(card)
-    if guide is not None:
+    if _by_classifier(stage) and guide is not None:
         check_classifier(card, guide)
         stage = replace(stage, guide=guide.key)
-    calls = tuple(replace(call, width=card.check_width(call.width)) for call in stage.calls)
-    return StepSchedule((replace(stage, net=card.key, calls=calls),))
+    return replace(stage, net=card.key, calls=calls)
+
+
+def _check_solver(stage: Stage, card: NetCard) -> None:
+    """SpaceError for a network that was not trained for the solver of a stage."""
+    count, name = len(stage.calls), stage.solver
+    planned = SOLVERS[name].canonical(count, **stage.args)
+    if name == RELAY:
+        if card.relay is None:
+            raise SpaceError(
+                f"stage of '{stage.net}' is the second of a relay, network '{card.name}' is no "
+                f"second stage; give one that was trained with a relay section"
+            )
+        trained = SOLVERS[name].canonical(count, **{**stage.args, **asdict(card.relay)})
+        for key, value in planned[1].items():
+            if trained[1][key] != value:
+                raise SpaceError(
+                    f"stage of '{stage.net}' is for a network of relay.{key} {value}, network "
+                    f"'{card.name}' was trained with {trained[1][key]}; give one trained alike"
+                )
+    one = card.distilled is not None and planned == SOLVERS[RENOISE].canonical(count)
+    suited(card, RENOISE if one else name, {})
 
 
 def check_output(folder: Path) -> None:

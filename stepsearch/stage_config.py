@@ -10,7 +10,7 @@ from typing import Any
 from stepsearch.build import BETWEEN, RELAY, RENOISE, few_grid, plan_calls
 from stepsearch.core.errors import ConfigError
 from stepsearch.core.process import TRAINED, VarianceExploding, get_process
-from stepsearch.core.relay import LEAST
+from stepsearch.core.relay import LEAST, RELAY_KEYS
 from stepsearch.core.settings import Recipe
 from stepsearch.core.space import Relaying, SearchSpace, Setting, named
 from stepsearch.core.yamlfile import Section, Value
@@ -28,6 +28,7 @@ from stepsearch.schedule_config import (
     read_solvers,
     read_width_genes,
 )
+from stepsearch.solvers.registry import GRIDS, SOLVERS
 
 STARTS = 9  # of a range that says nothing of them
 Listed = list[tuple[Value, Setting]]
@@ -45,11 +46,14 @@ def read_relay(section: Section, seconds: Sequence[Recipe], firsts: Sequence[str
     """
     starts = _starts(section.need("start"), seconds)
     calls = read_calls(section.need("calls"))
-    solvers = read_solvers(section.need("solver"), [RELAY])
-    grids = listed(section.need("grid"), lambda v: read_setting(v, "grid", list(BETWEEN)))
+    solvers = read_solvers(section.need("solver"), list(SOLVERS))
+    grids = _read_grids(section.need("grid"), BETWEEN, "cannot begin at relay.start")
     for value, setting in solvers:
-        for key in named(setting)[1]:
-            if key not in ("step", "eta"):
+        name, args = named(setting)
+        if name != RELAY:
+            raise value.error(f"'{name}' does not know the blur of a second stage; use {RELAY}")
+        for key in args:
+            if key in RELAY_KEYS:
                 raise value.error(f"{key} is what the second stage was trained with; leave it out")
     for value, setting in grids:
         if "start" in named(setting)[1]:
@@ -92,14 +96,15 @@ def read_distilled_space(section: Section, recipes: Sequence[Recipe]) -> SearchS
             "it does not follow; remove this key"
         )
     calls = read_calls(section.need("calls"))
-    grids = listed(section.need("grid"), lambda v: read_setting(v, "grid", [*BETWEEN, "explicit"]))
+    known = (*BETWEEN, "explicit")
+    grids = _read_grids(section.need("grid"), known, "goes where no student was trained")
     for value, setting in grids:
         for recipe in recipes:
             try:
                 _check_levels(recipe, setting, calls)
             except ConfigError as error:
                 raise value.error(str(error)) from None
-    elastic = [r for r in recipes if r.distill is not None and not r.distill.widths]
+    elastic = _elastic(recipes)
     widths = section.get("widths")
     if (widths is None) == bool(elastic):
         names = ", ".join(f"'{r.name}'" for r in elastic or recipes)
@@ -123,15 +128,29 @@ def read_distilled_space(section: Section, recipes: Sequence[Recipe]) -> SearchS
     )
 
 
-def dump_distilled(space: SearchSpace | None) -> dict[str, Any]:
+def dump_distilled(space: SearchSpace | None, recipes: Sequence[Recipe]) -> dict[str, Any]:
     """The section with every default filled in; empty where there is none."""
     if space is None:
         return {}
     data = dump_stage(space)
     del data["solver"]
-    if space.width_choices == (1.0,):
+    if not _elastic(recipes):
         del data["widths"]
     return {"distilled": data}
+
+
+def _elastic(recipes: Sequence[Recipe]) -> list[Recipe]:
+    """Students that were distilled at all widths."""
+    return [r for r in recipes if r.distill is not None and not r.distill.widths]
+
+
+def _read_grids(value: Value, known: Sequence[str], why: str) -> Listed:
+    """Grids with their places; ConfigError, which says `why`, for one that is not `known`."""
+    grids = listed(value, lambda v: read_setting(v, "grid", list(GRIDS)))
+    for place, setting in grids:
+        if (name := named(setting)[0]) not in known:
+            raise place.error(f"'{name}' {why}; use {', '.join(known)}")
+    return grids
 
 
 def _check_levels(recipe: Recipe, setting: Setting, calls: Sequence[int]) -> None:
@@ -152,7 +171,7 @@ def _starts(value: Value, seconds: Sequence[Recipe]) -> tuple[float, ...]:
         found = next(start for start in starts if not LEAST < start <= cap)
         raise value.error(
             f"{found:g} lies outside what the second stage was trained for, noise levels above "
-            f"{LEAST:g} to {cap:.4g}"
+            f"{LEAST:g} to {cap:.4g}; start within them"
         )
     return starts
 

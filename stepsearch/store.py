@@ -34,6 +34,7 @@ DTYPES = {
         "immiscible_batch",
         "pfdiff_k",
         "pfdiff_l",
+        "relay_calls",
         "n_samples",
         "seed",
     ),

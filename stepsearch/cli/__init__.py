@@ -80,9 +80,11 @@ def _parser() -> argparse.ArgumentParser:
     status.add_argument("--json", action="store_true")
     front = command("front", "print the Pareto front", "run")
     front.add_argument("-f", "--format", choices=("table", "csv", "json"), default="table")
-    front.add_argument(
-        "--savings", action="store_true", help="what the search saves on each uniform width"
-    )
+    told = front.add_mutually_exclusive_group()
+    text = "what the search saves on each uniform width"
+    told.add_argument("--savings", action="store_true", help=text)
+    text = "where one stage, relays and distilled networks are each the best"
+    told.add_argument("--kinds", action="store_true", help=text)
     command("plot", "redraw the plots of a run", "run")
     command("ls", "list space files and recipes, here and shipped", "")
     return parser
@@ -190,16 +192,16 @@ def _status(args: argparse.Namespace) -> int:
 
 def _front(args: argparse.Namespace) -> int:
     from stepsearch.store import load_run
-    from stepsearch.tables import front_text, markdown_table, savings
+    from stepsearch.tables import front_text, kind_wins, markdown_table, savings
 
-    run = load_run(args.run)
-    frame = savings(run.trials) if args.savings else run.pareto
+    run, made = load_run(args.run), savings if args.savings else kind_wins if args.kinds else None
+    frame = run.pareto if made is None else made(run.trials)
     if args.format == "csv":
         print(frame.to_csv(index=False), end="")
     elif args.format == "json":
         print(frame.to_json(orient="records", indent=2))
     else:
-        print(markdown_table(frame) if args.savings else front_text(frame), end="")
+        print(front_text(frame) if made is None else markdown_table(frame), end="")
     return 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +23,9 @@ def sample_arguments(parser: argparse.ArgumentParser) -> None:
     text = "trial_id, key, or the beginning of a key"
     parser.add_argument("trial", nargs="?", metavar="TRIAL", help=text)
     parser.add_argument("--schedule", type=Path, metavar="FILE", help="instead of RUN and TRIAL")
-    text = "of the schedule: a recipe, a NAME of `stepsearch ls`, or weights (.safetensors)"
-    parser.add_argument("--supernet", metavar="NAME", help=text)
+    text = "of the schedule: a recipe, a NAME of `stepsearch ls`, or weights (.safetensors); "
+    text += "once for each of its stages, in order"
+    parser.add_argument("--supernet", action="append", metavar="NAME", help=text)
     parser.add_argument("--guide", metavar="NAME", help="classifier of the schedule, likewise")
     parser.add_argument("-n", "--count", type=int, default=64, help="images (default 64)")
     parser.add_argument("--seed", type=int, help="of the noise (default: the run's, else 0)")
@@ -92,30 +94,32 @@ def _of_run(args: argparse.Namespace, device: str) -> tuple[StepSchedule, Nets, 
 
 
 def _of_file(args: argparse.Namespace, device: str) -> tuple[StepSchedule, Nets, int]:
-    """Schedule of a file, bound to the networks that are named."""
+    """Schedule of a file, bound to the networks that are named, one for each stage."""
     from stepsearch.sample import bind, read_schedule
 
-    given = read_schedule(args.schedule)
-    net = _network("supernet", "eps", args, device)
-    guide = None if args.guide is None else _network("guide", "gradient", args, device)
+    given = read_schedule(args.schedule, len(args.supernet))
+    named = [("supernet", "eps", name) for name in args.supernet]
+    named += [("guide", "gradient", args.guide)] if args.guide is not None else []
+    loaded = {one: _network(*one, args, device) for one in dict.fromkeys(named)}
+    cards = [loaded[one].card for one in named]
+    stages = len(given.stages)
     try:
-        schedule = bind(given, net.card, None if guide is None else guide.card)
+        schedule = bind(given, cards[:stages], *cards[stages:] or [None])
     except ConfigError as error:
         raise ConfigError(f"{args.schedule}: {error}") from None
-    (old,), (new,) = given.stages, schedule.stages
-    for was, now in ((old.net, new.net), (old.guide, new.guide)):
+    asked, found = ([(s.net, s.guide) for s in one.stages] for one in (given, schedule))
+    for was, now in dict.fromkeys(zip(chain(*asked), chain(*found), strict=True)):
         if was != now:
             print(f"{args.schedule}: made for {was}, sampled with {now}", file=sys.stderr)
-    return schedule, {n.card.key: n for n in (net, guide) if n is not None}, 0
+    return schedule, {net.card.key: net for net in loaded.values()}, 0
 
 
-def _network(option: str, ability: str, args: argparse.Namespace, device: str) -> Any:
+def _network(option: str, ability: str, name: str, args: argparse.Namespace, device: str) -> Any:
     """What an option's path of weights, path of a recipe, or recipe's name stands for."""
     from stepsearch.nets.load import load_net
     from stepsearch.recipe_config import read_recipe
     from stepsearch.sample import recipe_weights
 
-    name = getattr(args, option)
     paths = [Path(name), *(root / "supernets" / f"{name}.yaml" for root in roots())]
     path = next((path for path in paths if path.is_file()), None)
     if path is None:

@@ -9,7 +9,11 @@ from typing import Any
 
 from stepsearch.core.errors import ConfigError
 
-SMOOTHINGS = ("independent", "tied")  # of the noise level of the student
+# level of the smoothing: drawn alone, drawn but at most the student's level, or that very level
+SMOOTHINGS = ("independent", "capped", "tied")
+
+
+MOST = 10.0  # of a log noise level
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +39,8 @@ class DistillConfig:
     low: float = 0.1  # ... to here
     widths: tuple[float, ...] = (1.0,)  # as of `Distilled`; empty is every width of the supernet
     smoothing: str = "independent"  # one of SMOOTHINGS
+    smoothing_mean: float = -1.2  # of its log level (Karras et al. 2022, table 1) ...
+    smoothing_std: float = 1.2  # ... and its deviation; nothing for `tied`
     score_updates: int = 1  # of the score for each of the student; 5 in DMD2
     normalize: bool = False  # DMD's: by the mean error of the teacher on each image
 
@@ -57,6 +63,8 @@ class DistillConfig:
             "low": 0 < self.low < self.high,
             "widths": all(0 < width <= 1 for width in self.widths),
             "smoothing": self.smoothing in SMOOTHINGS,
+            "smoothing_mean": abs(self.smoothing_mean) <= MOST,
+            "smoothing_std": 0 <= self.smoothing_std <= MOST,
             "score_updates": self.score_updates >= 1,
         }
         for name, ok in fine.items():
@@ -77,6 +85,8 @@ class DistillConfig:
         del data["checkpoint_every"]
         for name in ("high", "low") if self.levels else ("levels",):
             del data[name]
+        if self.smoothing == "tied":
+            del data["smoothing_mean"], data["smoothing_std"]
         if self.score_rate == self.learning_rate:
             del data["score_learning_rate"]
         return {k: v for k, v in data.items() if k not in OPTIONAL or v != DEFAULTS[k]}
@@ -102,7 +112,7 @@ def _positive(value: float) -> bool:
 
 
 DEFAULTS = {f.name: f.default for f in fields(DistillConfig)}
-OPTIONAL = ("smoothing", "score_updates", "normalize")
+OPTIONAL = ("smoothing", "smoothing_mean", "smoothing_std", "score_updates", "normalize")
 _FROM_ONE = dict.fromkeys(
     ("steps", "batch", "checkpoint_every", "threads", "score_updates"), "use a number from 1 up"
 )
@@ -118,5 +128,7 @@ REMEDIES = {
     "levels": "list positive noise levels, most noise first",
     "low": "use a positive noise level below distill.high",
     "widths": "list widths in (0, 1]",
+    "smoothing_mean": f"use a number in [-{MOST:g}, {MOST:g}]",
+    "smoothing_std": f"use a number in [0, {MOST:g}]",
     "smoothing": f"use one of {', '.join(SMOOTHINGS)}",
 }

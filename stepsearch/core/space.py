@@ -11,11 +11,11 @@ from typing import Any, TypeVar
 from stepsearch.core.bank import Bank
 from stepsearch.core.errors import SpaceError
 from stepsearch.core.guidance import Guidance
+from stepsearch.core.kinds import DISTILLED, RELAY, SINGLE
 from stepsearch.core.protocols import Genome
 
 T = TypeVar("T")
 NO_GUIDANCE = "none"
-KINDS = SINGLE, RELAY, DISTILLED = "single", "relay", "distilled"  # how a candidate samples
 MONOTONE = ("non-increasing", "non-decreasing")  # from the first call, at most noise, to the last
 
 # A name, alone or with arguments; an argument that is a Range, or a tuple of them, is one gene or
@@ -90,7 +90,7 @@ class Candidate:
 
     @property
     def kind(self) -> str:
-        """One of KINDS."""
+        """One of `core.kinds.KINDS`."""
         return RELAY if self.second is not None else DISTILLED if self.distilled else SINGLE
 
     def to_dict(self) -> dict[str, Any]:

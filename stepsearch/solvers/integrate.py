@@ -49,7 +49,8 @@ def integrate(
         raise SpaceError("cond: no network of this schedule is conditional or guided; leave it out")
     guides = [_check_stage(stage, nets, cond) for stage in schedule.stages]  # before any runs
     for before, stage in pairwise(schedule.stages):
-        _check_handover(before, stage, nets)
+        given, wanted = (nets[s.net].card.image_shape for s in (before, stage))
+        check_handover(before, stage, given, wanted)
     draws = (_noise(seed, first_image, draw) for draw in count(1))
     for place, (stage, classifier) in enumerate(zip(schedule.stages, guides, strict=True)):
         net, solver = nets[stage.net], SOLVERS[stage.solver]
@@ -87,9 +88,14 @@ def _check_plan(solver: Solver, stage: Stage) -> None:
         )
 
 
-def _check_handover(before: Stage, stage: Stage, nets: Mapping[str, Net | Classifier]) -> None:
-    """SpaceError where a stage cannot go on from the end of the one before."""
-    given, wanted = (nets[s.net].card.image_shape for s in (before, stage))
+def check_handover(
+    before: Stage, stage: Stage, given: tuple[int, ...], wanted: tuple[int, ...]
+) -> None:
+    """SpaceError where a stage cannot go on from the end of the one before.
+
+    Args:
+        given, wanted: image shapes of the network before and of the stage's own.
+    """
     if stage.solver == relay.NAME:
         relay.check_begin(stage, before, given, wanted)
     elif given != wanted:

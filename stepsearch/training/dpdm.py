@@ -8,7 +8,10 @@ which learns to denoise g, less that of the teacher. Unlike the thread's equatio
 independently of k by default: tied, few hints reach the levels of most noise.
 
 The score is one network for all of the student's noise levels and widths, so q is the mixture of
-what the student answers over them. Students of all widths at once are experimental.
+what the student answers over them, and one level may make up for what another lacks. Less so with
+s <= k (`smoothing: capped`): an answer to x0 + k e is known up to k, and what is wrong on a larger
+scale then pulls at higher levels alone. That was surer on a mixture in one dimension, and slower
+on digits. Students of all widths at once are experimental.
 """
 
 from __future__ import annotations
@@ -32,7 +35,7 @@ from stepsearch.core.process import Process
 from stepsearch.training.loop import OnStep, moments_of, restore_moments, under
 
 STREAM = (0, 8)  # with seed and step, of all that is drawn in a step; no other stream begins so
-SMOOTHING = (-1.2, 1.2)  # mean and deviation of its log level (Karras et al. 2022, table 1)
+DEVIATION = 0.5  # of images (Karras et al. 2022, table 1)
 LEAST_ERROR = 1e-3  # of the teacher on an image, for `normalize`; images span 2
 
 # (module, noisy (B, ...), levels (B,), width, labels (B,) or None) -> images (B, ...)
@@ -141,10 +144,12 @@ class Draws:
         chosen = rng.integers(len(self._images), size=len(levels))
         x0 = torch.from_numpy(self._images[chosen])
         x0 = x0.float() / 127.5 - 1 if x0.dtype == torch.uint8 else x0.float()
-        smoothing = levels
-        if self._config.smoothing == "independent":
-            normal = torch.from_numpy(rng.normal(*SMOOTHING, len(levels)))
-            smoothing = self._denoiser.snap(normal.exp())
+        spread = self._config.smoothing_mean, self._config.smoothing_std
+        normal = torch.from_numpy(rng.normal(*spread, len(levels)))
+        smoothing = self._denoiser.snap(normal.exp())
+        if self._config.smoothing != "independent":
+            tied = self._config.smoothing == "tied"
+            smoothing = levels if tied else torch.minimum(smoothing, levels)
         torch_rng = torch.Generator().manual_seed(int(rng.integers(2**63)))
         noise, smooth = (torch.randn(x0.shape, generator=torch_rng) for _ in range(2))
         ends = np.flatnonzero(np.diff(widths)) + 1
@@ -253,19 +258,21 @@ def direction(
     return gap
 
 
-def student_weight(gain: Tensor) -> Tensor:
-    """Weight (B,) of <v, g> by the gain of the student at its noise level: 1 / gain.
+def student_weight(levels: Tensor, gain: Tensor) -> Tensor:
+    """Weight (B,) of <v, g> at the student's noise levels k: k / (k^2 + DEVIATION^2)^(1/2) / gain.
 
-    It hands v as it is to the module's output. With weight 1 a network of noise feels levels of
-    20 two hundred times as strongly as those of 0.1: on digits that made few calls worse than
-    they were, while all weights from (1 + gain^2)^(-1/2) to 1 / gain^2 do better.
+    That is a constant, the weight of the thread, under EDM's preconditioning. A network of noise,
+    whose gain is k, would feel levels of 20 two hundred times as strongly as those of 0.1; with
+    1 / (k^2 + DEVIATION^2)^(1/2) its output is pulled at as that of EDM is. The pull ends where
+    noise hides nothing: with a plain 1 / gain low levels are driven off the data by what is wrong
+    at high ones, since the score sees their mixture.
     """
-    return 1 / gain
+    return levels / (levels.square() + DEVIATION**2).sqrt() / gain
 
 
 def student_loss(answers: Tensor, gap: Tensor, draw: Draw, denoiser: Denoiser) -> Tensor:
     """Scalar whose gradient moves the student's images against v."""
-    weight = student_weight(denoiser.gain(draw.levels))
+    weight = student_weight(draw.levels, denoiser.gain(draw.levels))
     return (like(weight, answers) * gap * answers).mean()
 
 

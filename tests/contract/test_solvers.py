@@ -316,5 +316,5 @@ def test_bad_settings_are_named(settings, named):
 @pytest.mark.parametrize("solver", sorted({name for name, _ in DETERMINISTIC} - {"ddim", "relay"}))
 def test_eta_of_a_solver_without_one(solver):
     for args in (a for name, a in DETERMINISTIC if name == solver):
-        with pytest.raises(SpaceError, match=f"{solver}: unknown argument 'eta'.*only ddim"):
+        with pytest.raises(SpaceError, match=f"{solver}: unknown argument 'eta'.*ddim takes it"):
             plan_stage(TwoWidths("edm").card, solver=solver, calls=5, eta=0.5, **args)

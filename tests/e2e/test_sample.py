@@ -40,6 +40,9 @@ widths: [1.0]
 net: {{family: unet, base: 4, mult: [1, 2], groups: 1, classes: 10}}
 train: {{steps: 2, batch: 8, warmup: 0}}
 """
+SMALL = OTHER.replace("other", "small").replace("digits", "{{digits, size: 4, resample: box}}")
+SHARP = LABELLED_UNET.replace("labelled", "sharp").replace(", classes: 10", "")
+SHARP = SHARP.replace("[1.0]", "[0.5, 1.0]") + "relay: {{scale: 2, blur: 2.0}}\n"
 JUDGE = LABELLED_UNET.replace("labelled", "judge").replace("unet", "noisy-classifier")
 
 
@@ -268,12 +271,38 @@ class TestScheduleFile:
         assert "s.json: " in err
         assert says in err
 
-    def test_several_stages_need_their_run(self, refused):
+    def test_every_stage_needs_a_network_or_the_run(self, refused):
         (stage,) = StepSchedule.from_json(trials()[0].schedule).stages
-        Path("s.json").write_text(StepSchedule((stage, stage)).to_json())
-        err = refused("--schedule", "s.json", "--supernet", "toy")
-        assert "s.json: 2 stages" in err
-        assert "stepsearch sample RUN TRIAL" in err
+        for stages, networks in ((2, 1), (2, 3), (1, 2)):
+            Path("s.json").write_text(StepSchedule((stage,) * stages).to_json())
+            err = refused("--schedule", "s.json", *["--supernet", "toy"] * networks)
+            assert f"s.json: {stages} stage{'s' * (stages > 1)} (toy@" in err
+            times = f"{networks} time{'s' * (networks > 1)}"
+            assert f"--supernet is given {times}; give it once for each stage" in err
+            assert "stepsearch sample RUN TRIAL" in err
+
+    def test_a_relay_is_sampled_with_a_network_for_each_stage(self, home, refused, capsys):
+        small, sharp = (train(text, capsys, widths="0.5, 1") for text in (SMALL, SHARP))
+        grid = {"karras": {"start": 0.5, "end": 0.1}}
+        first = plan_stage(small, solver="ddim", calls=2, widths=0.5)
+        second = plan_stage(sharp, solver="relay", calls=3, grid=grid, widths=[1.0, 0.5, 0.5])
+        relay = StepSchedule((first, second))
+        Path("s.json").write_text(relay.to_json())
+        argv = ["--schedule", "s.json", "-n", "3"]
+        both = ["--supernet", "small", "--supernet", "sharp"]
+        assert main(["sample", *argv, *both, "-o", "o"]) == 0
+        assert capsys.readouterr() == ("o\n", "")
+        paths = [next(Path("supernets").glob(f"{name}-*.json")) for name in ("small", "sharp")]
+        nets = {net.card.key: net for net in map(load_net, paths)}
+        want = evaluate_sample(relay, nets, 3, 0).numpy()
+        assert want.shape == (3, 1, 8, 8)
+        assert (images(Path("o")) == want).all()
+        assert "'small' is no second stage" in refused(*argv, "--supernet", "small", *both[:2])
+        assert "s.json: network 'sharp' is the second" in refused(*argv, *both[2:], *both[2:])
+        Path("s.json").write_text(StepSchedule((second,)).to_json())
+        err = refused(*argv, *both[2:])
+        assert "s.json: its first stage, of 'sharp@" in err
+        assert "does not start from noise" in err
 
     def test_a_guided_schedule_needs_its_classifier_and_asks_it(self, home, refused, capsys):
         card, judge = (train(text, capsys) for text in (LABELLED_UNET, JUDGE))

@@ -107,6 +107,7 @@ class TestTable:
             ["--eval"],
             "net.family: 'noisy-classifier' classifies",
         ),
+        ({"relay": {"scale": 2}}, ["--eval"], "relay: a second stage starts from images of a"),
         ({}, ["--images", "100"], "--images: says how widths are measured; add --eval"),
         ({}, ["--eval", "--images", "3"], "--images: must be at least 4, got 3"),
         ({}, ["--eval", "--calls", "0"], "--calls: must be at least 1, got 0"),
@@ -121,12 +122,24 @@ def test_what_cannot_be_measured_is_one_line_before_anything_is_trained(
 ):
     rng = np.random.default_rng(0)
     np.savez(tmp_path / "images.npz", images=rng.integers(0, 256, (40, 8, 8, 1), dtype=np.uint8))
-    recipe = write(tmp_path, **change)
-    before = files(tmp_path)
+    refused(capsys, write(tmp_path, **change), argv, message)
+
+
+def test_a_student_is_told_where_it_is_measured_before_its_teacher_is_trained(tmp_path, capsys):
+    write(tmp_path)
+    student = {"version": 1, "name": "few", "distill": {"teacher": "net.yaml", "steps": 3}}
+    path = tmp_path / "few.yaml"
+    path.write_text(yaml.safe_dump(student))
+    refused(capsys, path, ["--eval"], "few.yaml: distill: a student is sampled at levels")
+
+
+def refused(capsys, recipe, argv, message):
+    """The command ends in one line and writes nothing."""
+    before = files(recipe.parent)
     assert main(["train", str(recipe), *argv]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.startswith("stepsearch: ")
     assert captured.err.count("\n") == 1
     assert message in captured.err
-    assert files(tmp_path) == before
+    assert files(recipe.parent) == before

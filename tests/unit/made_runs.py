@@ -1,6 +1,7 @@
 """Tables of a search that never ran, for the tests of reports."""
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,7 @@ from stepsearch.core.trial import COLUMNS, Failure, Measurement, Trial
 
 CHOICES = (0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)
 CALLS = (5, 8, 10, 15, 20)
+STARTS = (0.2, 0.583, 1.7)
 SOLVERS = [("ddim", {}), ("pfdiff", {"k": 1, "l": 1}), ("pfdiff", {"k": 2, "l": 1})]
 PROCESS = get_process("vp-linear-1000")
 
@@ -50,6 +52,70 @@ def make_run(seed=0, population=24, generations=7):
     return (*tables(trials, results), schedules)
 
 
+def make_joint_run(seed=0, each=60):
+    """As `make_run`, of one stage, relays and distilled networks in turns."""
+    rng, made = generator(seed), (make_single, make_relay, make_distilled)
+    trials, schedules = [], {}
+    for i in range(3 * each):
+        schedule, candidate = made[i % 3](rng)
+        if schedule.key() not in schedules:
+            schedules[schedule.key()] = schedule
+            trials.append((i * 6 // (3 * each), schedule, candidate))
+    return (*tables(trials, [score_joint(s, c, rng) for _, s, c in trials]), schedules)
+
+
+def falling(rng, count):
+    """Widths of `count` calls."""
+    return np.sort(rng.choice(CHOICES, count))[:: rng.choice((-1, 1))]
+
+
+def walk(net, solver, levels, widths, args=None):
+    calls = tuple(Call(float(a), float(w)) for a, w in zip(levels, widths, strict=True))
+    return Stage(net, solver, args or {}, (*(c.level for c in calls), 0.0), calls)
+
+
+def make_single(rng):
+    calls, solver = int(rng.choice(CALLS)), str(rng.choice(["ddim", "unipc"]))
+    widths = falling(rng, calls) if rng.random() < 0.8 else [rng.choice(CHOICES)] * calls
+    schedule = make_schedule(solver, {}, calls, "quad", widths)
+    return schedule, Candidate("digits", solver, {}, calls, "quad", (1.0,))
+
+
+def make_relay(rng):
+    """A second stage of three or five calls from one of three noise levels."""
+    calls, more, start = int(rng.choice([4, 6, 8])), int(rng.choice([3, 5])), rng.choice(STARTS)
+    args, end = {"eta": 0.1, "step": "trapezoid"}, 0.0223607
+    small = walk("small@01", "unipc", np.geomspace(80, 0.01, calls), falling(rng, calls))
+    large = walk("large@23", "relay", np.geomspace(start, end, more), falling(rng, more), args)
+    first = Candidate("small", "unipc", {"order": 2}, calls, "quad", (1.0,))
+    grid = {"start": float(start), "end": end}
+    second = Candidate("large", "relay", args, more, "karras", (1.0,), grid_args=grid)
+    return StepSchedule((small, large)), replace(first, second=second)
+
+
+def make_distilled(rng):
+    calls, end = int(rng.integers(1, 9)), float(rng.choice([0.1, 0.316228, 1.0]))
+    schedule = StepSchedule(
+        (walk("few@45", "renoise", np.geomspace(20, end, calls), [1.0] * calls),)
+    )
+    candidate = Candidate("few", "renoise", {}, calls, "karras", (1.0,), grid_args={"end": end})
+    return schedule, replace(candidate, distilled=True)
+
+
+def score_joint(schedule, candidate, rng):
+    """Few steps for distilled networks, the middle for relays, the best images for one stage."""
+    size = [0.25, 1.0] if candidate.kind == "relay" else [1.0]
+    costs = [
+        part * (0.012 + 0.11 * call.width**2)
+        for part, stage in zip(size, schedule.stages, strict=True)
+        for call in stage.calls
+    ]
+    floor, slope = {"single": (3, 40), "relay": (4, 18), "distilled": (7, 4)}[candidate.kind]
+    fid = floor + slope / schedule.nfe + 12 * (1 - np.mean(schedule.widths)) ** 1.5
+    fid *= float(np.exp(0.05 * rng.standard_normal()))
+    return measured(fid, sum(costs))
+
+
 def score(schedule, candidate, rng, failed):
     if failed:
         return Failure("RuntimeError: worker died", 3)
@@ -60,6 +126,10 @@ def score(schedule, candidate, rng, failed):
     tail = np.average(widths, weights=np.linspace(0.4, 1.6, len(widths)))
     fid = 3.0 + 60 / (len(widths) * skill) + 14 * (1 - tail) ** 1.5
     fid *= float(np.exp(0.04 * rng.standard_normal()))
+    return measured(fid, gflops)
+
+
+def measured(fid, gflops):
     values = {"fid": fid, "fid_se": 0.02 * fid, "gflops_per_image": gflops}
     return Measurement(values, 5000, 0, "classifier-0123456789ab", 1.0, "2026-01-01T00:00:00Z")
 

@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import subprocess
 import sys
 import warnings
@@ -9,13 +10,14 @@ import warnings
 import matplotlib
 import numpy as np
 import pytest
-from made_runs import frame_of, make_run
+from made_runs import frame_of, make_joint_run, make_run
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from stepsearch import report
 from stepsearch.core.errors import RunError
 from stepsearch.core.schedule import Call, Stage, StepSchedule
-from stepsearch.tables import front_text, markdown_table, savings
+from stepsearch.tables import front_text, kind_wins, markdown_table, savings
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +87,13 @@ CASES = {
     "no uniform strategy": lambda t: t[~uniform(t)],
     "only uniform strategies": lambda t: t[uniform(t)],
     "two networks": lambda t: t.assign(supernet=np.where(t["trial_id"] % 2, "small", "large")),
+    "two kinds": lambda t: t.assign(kind=np.where(t["trial_id"] % 2, "single", "distilled")),
+    "a kind that all failed": lambda t: t.assign(
+        kind=np.where(t["state"].eq("FAIL"), "distilled", "single")
+    ),
+    "a kind off the front": lambda t: t.assign(
+        kind=np.where(t["is_pareto"].eq(True), "single", "distilled")
+    ),
     "not read from CSV": lambda t: t.astype(object).where(t.notna(), None),
 }
 
@@ -104,6 +113,7 @@ def test_every_table_can_be_shown(run, tmp_path, monkeypatch, case):
         warnings.simplefilter("error")
         report.plot_all(trials, pareto, generations, schedules, tmp_path)
         markdown_table(savings(trials))
+        markdown_table(kind_wins(trials))
         front_text(pareto)
     assert list(files_of(tmp_path)) == NAMES
 
@@ -146,6 +156,107 @@ def test_front_shows_uniform_settings_the_front_and_how_fid_was_measured(
     assert ax.get_xscale() == "log"  # the run spans more than a decade of compute
 
 
+KINDS = {  # name and colour, of Okabe & Ito (2008)
+    "single": ("single stage", "#d55e00"),
+    "relay": ("relay", "#0072b2"),
+    "distilled": ("distilled", "#009e73"),
+}
+
+
+@pytest.fixture(scope="module")
+def joint():
+    return make_joint_run()
+
+
+@pytest.fixture
+def mixed(joint, tmp_path, monkeypatch):
+    """Trials of three kinds, and their drawn front."""
+    figures = drawn(monkeypatch)
+    report.plot_front(joint[0], tmp_path / "front")
+    return joint[0], figures[0]
+
+
+def test_points_of_the_front_are_told_apart_by_kind(mixed):
+    trials, figure = mixed
+    (ax,) = figure.axes  # no bar of generations
+    lines = {line.get_label(): line for line in ax.get_lines()}
+    shapes = set()
+    for kind, (label, color) in KINDS.items():
+        want = trials[trials["kind"].eq(kind) & trials["is_pareto"].eq(True)]
+        found = sorted(zip(*lines[label].get_data(), strict=True))
+        assert found == sorted(zip(want["gflops_per_image"], want["fid"], strict=True))
+        assert to_hex(lines[label].get_color()) == color
+        shapes.add(lines[label].get_marker())
+    assert len(shapes) == 3
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert labels[:3] == ["single stage", "relay", "distilled"]
+    assert labels[3:5] == ["Pareto front", "front of one kind alone"]
+
+
+def test_every_trial_has_the_light_tone_of_its_kind(mixed):
+    trials, figure = mixed
+    seen = {}
+    for points in figure.axes[0].collections:
+        if len(points.get_facecolors()) == 1:  # not error bars
+            assert points.get_alpha() < 0.5
+            seen[to_hex(points.get_facecolors()[0])] = len(points.get_offsets())
+    assert seen == {KINDS[kind][1]: n for kind, n in trials["kind"].value_counts().items()}
+
+
+def steps_of(figure):
+    """Staircases as (colour, is dashed, points)."""
+    lines = [line for line in figure.axes[0].get_lines() if line.get_drawstyle() == "steps-post"]
+    return [
+        (to_hex(line.get_color()), line.is_dashed(), list(zip(*line.get_data(), strict=True)))
+        for line in lines
+    ]
+
+
+def falls(frame):
+    """(GFLOPs, FID) of what is better than all that is as cheap."""
+    points = sorted(zip(frame["gflops_per_image"], frame["fid"], strict=True))
+    return [p for i, p in enumerate(points) if all(p[1] < other for _, other in points[:i])]
+
+
+def test_the_front_has_the_colour_of_the_kind_that_is_best_there(mixed):
+    trials, figure = mixed
+    kinds = dict(zip(trials["gflops_per_image"], trials["kind"], strict=True))
+    pieces = [(color, points) for color, dashed, points in steps_of(figure) if not dashed]
+    want = falls(trials)
+    assert [points[0] for _, points in pieces] == want
+    assert [points[-1] for _, points in pieces] == [*want[1:], want[-1]]
+    assert [color for color, _ in pieces] == [KINDS[kinds[x]][1] for x, _ in want]
+
+
+def test_every_kind_has_its_own_front_up_to_the_dearest_trial(mixed):
+    trials, figure = mixed
+    dashed = {color: points for color, dashed, points in steps_of(figure) if dashed}
+    dearest = trials["gflops_per_image"].max()
+    for kind, (_, color) in KINDS.items():
+        own = falls(trials[trials["kind"].eq(kind)])
+        assert dashed[color] == [*own, (dearest, own[-1][1])]
+
+
+def test_relays_and_students_of_one_width_are_no_baselines(joint, tmp_path, monkeypatch):
+    trials = joint[0]
+    uniform = trials[trials["kind"].ne("single") | ~trials["widths"].str.contains("|", regex=False)]
+    assert {"relay", "distilled"} < set(uniform["kind"])
+    figures = drawn(monkeypatch)
+    report.plot_front(uniform.assign(widths="0.5x4"), tmp_path / "front")
+    hollow = [line for line in figures[0].axes[0].get_lines() if line.get_color() == "#222222"]
+    costs = np.concatenate([line.get_xdata() for line in hollow])
+    want = uniform.loc[uniform["kind"].eq("single"), "gflops_per_image"]
+    np.testing.assert_array_equal(np.sort(costs), np.sort(want))
+
+
+def test_tables_older_than_kinds_are_drawn_as_before(run, tmp_path):
+    trials = run[0]
+    report.plot_front(trials, tmp_path / "new" / "front")
+    older = trials.drop(columns=[n for n in trials if n.startswith("relay_") or n == "kind"])
+    report.plot_front(older, tmp_path / "old" / "front")
+    assert files_of(tmp_path / "new") == files_of(tmp_path / "old")
+
+
 def test_points_that_a_third_objective_keeps_are_not_on_the_staircase(tmp_path, monkeypatch):
     frame = frame_of(
         ("ddim", "0.5x4", 9.0, 1.0), ("ddim", "1.0x4", 9.5, 2.0), ("ddim", "1.0x8", 5.0, 4.0)
@@ -185,6 +296,25 @@ def test_a_relay_is_drawn_network_by_network(run, tmp_path, monkeypatch):
     (ax,) = figures[0].axes
     assert [text.get_text() for text in ax.texts] == ["big", "small"]
     assert list(ax.get_lines()[0].get_xdata()) == [80.0, 20.0, 1.0]
+
+
+def test_panels_say_both_stages_and_fit(joint, tmp_path, monkeypatch):
+    _, pareto, _, schedules = joint
+    figures = drawn(monkeypatch)
+    report.plot_schedules(pareto, schedules, tmp_path / "schedules")
+    titles = [ax.get_title(loc="left") for ax in figures[0].axes]
+    relays = [title for title in titles if "relay" in title]
+    assert relays
+    for title in relays:
+        first, *second, worth = title.splitlines()
+        assert re.fullmatch(r"UniPC order=2, \d calls, quad", first)
+        told = " ".join(second)
+        start = r"> relay eta=0\.1 step=trapezoid from (0\.2|0\.583|1\.7)"
+        assert re.fullmatch(start + r", [35] calls, karras end=0\.0224", told)
+        assert re.fullmatch(r"[\d.]+ GFLOPs, FID [\d.]+", worth)
+    assert any(re.match(r"Renoise, \d calls?, karras end=(0\.1|0\.316|1\.0)\n", t) for t in titles)
+    assert max(len(line) for title in titles for line in title.splitlines()) <= report.TITLE
+    assert "in each stage" in figures[0].get_supxlabel()
 
 
 def test_a_schedule_that_is_not_given_is_named(run, tmp_path):
