@@ -112,12 +112,7 @@ def _values(value: Value) -> list[Value]:
 
 
 def _read(read: ReadRecipe, recipe: Recipe, chosen: Mapping[str, Value]) -> Recipe:
-    """A recipe with some of its settings changed; what is wrong with one is said at its place.
-
-    A student stays as it is: it has no training of its own, and its teacher is another network.
-    """
-    if recipe.distill is not None:
-        return recipe
+    """A recipe with some of its settings changed; what is wrong with one is said at its place."""
     texts = {f"train.{k}={json.dumps(v.scalar())}": (k, v) for k, v in chosen.items()}
     try:
         return read(Path(recipe.file), list(texts))

@@ -102,7 +102,10 @@ def few_grid(distilled: Distilled | None, grid: GridSpec) -> GridSpec:
     name, args = _grid(grid)
     if distilled is None or name not in BETWEEN:
         return grid
-    return {name: {"start": distilled.levels[0], "end": distilled.levels[-1], **args}}
+    ends = {"start": distilled.levels[0], "end": distilled.levels[-1]}
+    if len(distilled.levels) == 1:  # for one call, at which a grid has no end
+        del ends["end"]
+    return {name: {**ends, **args}}
 
 
 def _default_width(net: NetCard, level: float) -> float:

@@ -282,8 +282,11 @@ def _canaries(
         return
     space = settings.space
     middle = next(iter(space.uniform_genomes(1)))
-    candidate = replace(space.decode(middle), widths=(max(space.width_choices),))
-    candidate = replace(candidate, per_call=False)
+    widest = {"widths": (max(space.width_choices),), "per_call": False}
+    candidate = replace(space.decode(middle), **widest)
+    if candidate.second is not None and space.relay is not None:
+        widest["widths"] = (max(space.relay.space.width_choices),)
+        candidate = replace(candidate, second=replace(candidate.second, **widest))
     evaluator, schedule = Evaluator(spec), build_schedule(candidate, cards)
     seed = settings.evaluation.seed
     fids = {s: evaluator.measure(schedule, s).values["fid"] for s in (seed, seed + 1)}
@@ -291,6 +294,9 @@ def _canaries(
     floor = facts.get("real_vs_real")
     baseline = f"{candidate.solver}, {candidate.grid}, {candidate.calls} calls, width "
     baseline += f"{candidate.widths[0]:g}"
+    if (second := candidate.second) is not None:
+        baseline += f", then relay from {second.grid_args['start']:g}, {second.calls} calls, width "
+        baseline += f"{second.widths[0]:g}"
     if (guidance := candidate.guidance) is not None:
         baseline += f", {guidance.net or guidance.kind} {guidance.scale:g}"
     found = {"real_vs_real": floor, "baseline": baseline, "baseline_fid_by_seed": fids}

@@ -182,6 +182,8 @@ def read_setting(value: Value, kind: str, known: list[str]) -> Setting:
 def _known(value: Value, name: str, kind: str, known: list[str]) -> str:
     if name not in known:
         hint = did_you_mean(name, known)
+        if (kind, name) == ("solver", RELAY):
+            hint = " here; second stages have a section of their own, relay"
         raise value.error(f"unknown {kind} '{name}'{hint}; known: {', '.join(known)}")
     return name
 

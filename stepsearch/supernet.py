@@ -61,6 +61,8 @@ def ensure_supernet(
 
 def check_buildable(recipe: Recipe, data: Dataset) -> None:
     """ConfigError where the recipe's network does not fit its images; nothing is written."""
+    if recipe.teacher is not None:
+        check_buildable(recipe.teacher, data)
     count, least = len(data.images), FAMILIES[recipe.family].least_images(recipe.net)
     if count < least:
         raise ConfigError(

@@ -48,12 +48,12 @@ from stepsearch.supernet import ensure_supernet
 
 IMAGES, BATCH = 5000, 500
 FIRST = {"solver": "unipc", "calls": 10, "grid": "quad"}  # of a low-resolution sample
-STARTS = (0.1, 0.14, 0.2, 0.28, 0.4, 0.55, 0.75, 1.0, 1.3, 1.7)
+STARTS = (0.1, 0.2, 0.3, 0.45, 0.65, 0.95, 1.3, 1.7)
 SECONDS = {"5 calls, eta 0.2": ("first", 5, 0.2), "9 calls": ("trapezoid", 9, 0.0)}
 END = 0.05  # last noise level of a second stage that is asked
-ADDED, TAKEOVER = (0.0, 0.1, 0.2, 0.3, 0.45, 0.6), (0.4, 0.75, 1.3)  # deviations, starts
+ADDED, TAKEOVER = (0.0, 0.15, 0.3, 0.6), (0.45, 0.95)  # deviations, starts
 CALLS = (1, 2, 4, 8)
-FEW_ENDS = (0.3, 0.6, 1.0, 2.0, 4.0)  # last noise levels of grids of few steps
+FEW_ENDS = (0.5, 1.0, 2.0)  # last noise levels of grids of few steps
 KEYS = {
     "relay_start": ["seed", "second", "start"],
     "relay_artefacts": ["seed", "way", "added"],

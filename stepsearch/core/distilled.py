@@ -9,7 +9,7 @@ from itertools import pairwise
 
 from stepsearch.core.errors import SpaceError
 
-SLACK = 1e-6  # relative; levels that mean one trained time may differ by rounding
+SLACK = 0.01  # relative; a level means the nearest trained time, and is typed with few digits
 
 
 @dataclass(frozen=True, slots=True)

@@ -206,8 +206,11 @@ class RunSettings:
     def trained(self, network: str) -> dict[str, Any]:
         """What tells the training of a supernet from plain training, or from others of its bank."""
         bank = self.space.bank
+        recipe = next((r for r in self.recipes if r.name == network), None)
+        if recipe is None or recipe.distill is not None:
+            return {}
         values = {} if bank is None else bank.values(network)
-        config = next((r.train for r in self.recipes if r.name == network), None)
+        config = recipe.train
         if config is not None and (values or config.pool > 1):
             values["immiscible.pool"] = config.pool
         return values

@@ -105,6 +105,17 @@ def test_a_student_of_listed_levels_is_asked_there_and_nowhere_else():
         plan_stage(LISTED, solver="renoise", calls=2, grid=[SPARSE[0], between])
 
 
+@pytest.mark.parametrize("grid", ["karras", "logsnr", "cosine", [20.0]])
+def test_a_student_of_one_level_is_asked_there_once(grid):
+    one = replace(STUDENT_CARD, distilled=Distilled(CARD.key, ENDS[:1]))
+    stage = plan_stage(one, solver="renoise", calls=1, grid=grid)
+    (call,) = stage.calls
+    assert CARD.diffusion.time_at(call.level) == CARD.diffusion.time_at(ENDS[0])
+    if isinstance(grid, str):
+        with pytest.raises(SpaceError, match="was distilled at noise levels"):
+            plan_stage(one, solver="renoise", calls=2, grid=grid)
+
+
 def test_widths_of_a_student_come_from_its_card():
     """Equal parts of the log range, most noise first; the middle one belongs to the second."""
     stage = plan_stage(STUDENT_CARD, solver="renoise", calls=5, grid="logsnr")
