@@ -20,7 +20,8 @@ from stepsearch.recipe_training import (
     torch_threads,
 )
 from stepsearch.training.data import Dataset
-from stepsearch.training.dpdm import distill, eps_denoiser, student_levels
+from stepsearch.training.dpdm import distill
+from stepsearch.training.dpdm_draws import eps_denoiser, student_levels
 from stepsearch.training.loop import OnStep
 from stepsearch.training.losses import LossLog, recent_losses
 

@@ -18,15 +18,8 @@ from stepsearch.core.process import get_process
 from stepsearch.nets.families import FAMILIES
 from stepsearch.training.batches import CANDIDATES, EPOCHS, FLIPS, STEPS
 from stepsearch.training.data import load_dataset
-from stepsearch.training.dpdm import (
-    STREAM,
-    Denoiser,
-    Draws,
-    distill,
-    eps_denoiser,
-    student_answers,
-    student_levels,
-)
+from stepsearch.training.dpdm import distill, student_answers
+from stepsearch.training.dpdm_draws import STREAM, Denoiser, Draws, eps_denoiser, student_levels
 
 WIDTHS = (0.25, 0.5, 0.75, 1.0)
 SHORT = DistillConfig(steps=7, batch=12, warmup=3, checkpoint_every=3, widths=(1.0, 0.5))

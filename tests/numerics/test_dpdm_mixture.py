@@ -12,17 +12,14 @@ from torch import nn
 from stepsearch.core.distill_settings import DistillConfig
 from stepsearch.core.process import get_process
 from stepsearch.training.dpdm import (
-    Denoiser,
-    Draw,
-    Draws,
     direction,
     distill,
-    eps_denoiser,
     score_errors,
     student_answers,
     student_loss,
     student_weight,
 )
+from stepsearch.training.dpdm_draws import Denoiser, Draw, Draws, eps_denoiser
 
 MEAN, SPREAD, SMOOTHING = 0.3, 0.7, 0.9  # of the Gaussian data; level of the smoothing
 SLOPE = math.sqrt(3)  # outer node of the Gauss-Hermite rule with weights 1/6, 2/3, 1/6
