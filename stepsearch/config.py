@@ -55,10 +55,32 @@ def read_space(path: Path, overrides: list[str] | None = None) -> RunSettings:
     root = read_yaml(path, overrides).section()
     check_version(root)
     name = read_name(root, path)
+    space, networks = _space(root, path.parent)
+    known = [o for o in OBJECTIVES if o not in SIDE_VALUES]
+    objectives_value = root.need("objectives")
+    objectives = objectives_value.distinct(lambda v: v.one_of(known))
+    if len(objectives) < 2:
+        raise objectives_value.error(f"a front needs at least two objectives; known: {known}")
+    settings = RunSettings(
+        name=name,
+        space=space,
+        objectives=objectives,
+        constraints=_constraints(root.get("constraints")),
+        evaluation=_evaluation(root.get("evaluation"), path.parent),
+        search=_search(root.get("search")),
+        **networks,
+    )
+    _check_counting(settings, root.get("evaluation"))
+    root.close()
+    return settings
+
+
+def _space(root: Section, folder: Path) -> tuple[SearchSpace, dict[str, tuple[Recipe, ...]]]:
+    """What is searched, and the networks of it: recipes, seconds and guides of RunSettings."""
     relay = None if (value := root.get("relay")) is None else value.section()
-    firsts, seconds = ((), ()) if relay is None else _relay_networks(relay, path.parent)
+    firsts, seconds = ((), ()) if relay is None else _relay_networks(relay, folder)
     supernets_value = root.get("supernets") if firsts else root.need("supernets")
-    supernets = () if supernets_value is None else _supernets(supernets_value, path.parent)
+    supernets = () if supernets_value is None else _supernets(supernets_value, folder)
     students = [r for r in supernets if r.distill is not None]
     listed = (*(r for r in supernets if r.distill is None), *firsts, *students)
     place = (relay.value if relay else supernets_value) or root.value
@@ -66,7 +88,7 @@ def read_space(path: Path, overrides: list[str] | None = None) -> RunSettings:
     schedule = root.need("schedule").section()
     recipes, bank = _networks(root, listed)
     _check_names((*recipes, *seconds), place)
-    read_guide = functools.partial(_recipe, folder=path.parent)
+    read_guide = functools.partial(_recipe, folder=folder)
     space, guides = read_schedule(schedule, listed, bank, read_guide)
     schedule.close()
     if relay is not None:
@@ -76,25 +98,7 @@ def read_space(path: Path, overrides: list[str] | None = None) -> RunSettings:
         _check_relay_guidance(space, seconds, relay)
         relay.close()
     space = replace(space, distilled=_distilled(root.get("distilled"), students, root.value))
-    known = [o for o in OBJECTIVES if o not in SIDE_VALUES]
-    objectives_value = root.need("objectives")
-    objectives = objectives_value.distinct(lambda v: v.one_of(known))
-    if len(objectives) < 2:
-        raise objectives_value.error(f"a front needs at least two objectives; known: {known}")
-    settings = RunSettings(
-        name=name,
-        space=space,
-        recipes=recipes,
-        objectives=objectives,
-        constraints=_constraints(root.get("constraints")),
-        evaluation=_evaluation(root.get("evaluation"), path.parent),
-        search=_search(root.get("search")),
-        guides=guides,
-        seconds=seconds,
-    )
-    _check_counting(settings, root.get("evaluation"))
-    root.close()
-    return settings
+    return space, {"recipes": recipes, "seconds": seconds, "guides": guides}
 
 
 def dump_space(settings: RunSettings) -> str:
