@@ -5,7 +5,8 @@
 Trains the networks of search_spaces/digits-joint.yaml with seeds 0, 1 and 2 and searches the space
 with each, under results/joint (about an hour and a half on two cores). Writes beside this file
 joint/seed*/trials.csv and pareto.csv, joint.csv (the best FID of each kind within a budget of
-GFLOPs), joint.png; what is there already is kept, so that a stopped run continues.
+GFLOPs), joint_wins.csv (where each kind is best) and joint.png; what is there already is kept, so
+that a stopped run continues.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ import shutil
 import sys
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import yaml
 
 from stepsearch.cli import main
 from stepsearch.core.kinds import KINDS
+from stepsearch.drawing import COLORS
+from stepsearch.report_front import LABELS
+from stepsearch.tables import complete_rows, kind_wins, staircase
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -28,8 +31,6 @@ SPACE = ROOT / "search_spaces" / "digits-joint.yaml"
 SEEDS = (0, 1, 2)
 NETWORKS = ("digits", "digits-4", "digits-relay", "digits-dpdm")
 BUDGETS = (0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.045, 0.06, 0.08)  # GFLOPs per image
-COLORS = dict(zip(KINDS, ("#0072B2", "#D55E00", "#009E73"), strict=True))  # Okabe & Ito (2008)
-LABELS = dict(zip(KINDS, ("single stage", "relay", "distilled"), strict=True))
 
 
 def seeded(seed: int) -> Path:
@@ -63,7 +64,7 @@ def search(seed: int, workers: int) -> pd.DataFrame:
 
 def within(trials: pd.DataFrame) -> pd.DataFrame:
     """The best FID of each kind within each budget, mean and deviation over the seeds."""
-    done = trials[trials["state"].eq("COMPLETE")]
+    done = complete_rows(trials)
     rows = []
     for budget in BUDGETS:
         best = done[done["gflops_per_image"] <= budget].groupby(["kind", "run"])["fid"].min()
@@ -79,26 +80,18 @@ def within(trials: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows).reindex(columns=["gflops", *columns, "best"])
 
 
-def staircase(rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """Cost and FID of the front of some trials."""
-    rows = rows.sort_values(["gflops_per_image", "fid"])
-    front = rows[rows["fid"] < rows["fid"].cummin().shift(fill_value=np.inf)]
-    return front["gflops_per_image"].to_numpy(), front["fid"].to_numpy()
-
-
 def plot(trials: pd.DataFrame, path: Path) -> None:
     """A panel a seed: all trials, the front of each kind, and the front of all."""
     from matplotlib.figure import Figure
 
-    done = trials[trials["state"].eq("COMPLETE")]
+    done = complete_rows(trials)
     figure = Figure(figsize=(9.5, 3.6), layout="constrained")
     axes = figure.subplots(1, len(SEEDS), sharex=True, sharey=True)
     for ax, (seed, own) in zip(axes, done.groupby("run"), strict=True):
         for kind, rows in own.groupby("kind"):
-            look = {"color": COLORS[kind], "zorder": 3}
-            ax.plot(rows["gflops_per_image"], rows["fid"], ".", ms=2.5, alpha=0.35, mew=0, **look)
-            ax.step(*staircase(rows), "-", where="post", lw=1.1, label=LABELS[kind], **look)
-        ax.step(*staircase(own), "k:", where="post", lw=1.0, zorder=4, label="front of all")
+            x, y, best = rows["gflops_per_image"], rows["fid"], staircase(rows)
+            ax.plot(x, y, ".", color=COLORS[kind], ms=3.5, alpha=0.4, mew=0)
+            ax.step(x[best], y[best], where="post", lw=1.1, color=COLORS[kind], label=LABELS[kind])
         ax.set(xscale="log", yscale="log", title=f"seed {seed}", xlabel="GFLOPs per image")
         ax.set_ylim(top=300)
         ax.grid(True, lw=0.3)
@@ -112,8 +105,11 @@ def run(workers: int) -> None:
     trials = pd.concat([search(seed, workers) for seed in SEEDS], ignore_index=True)
     table = within(trials)
     table.round(4).to_csv(HERE / "joint.csv", index=False)
+    wins = [kind_wins(own).assign(seed=seed) for seed, own in trials.groupby("run")]
+    pd.concat(wins).round(4).to_csv(HERE / "joint_wins.csv", index=False)
     plot(trials, HERE / "joint.png")
     print(table.round(2).to_string(index=False))
+    print(pd.concat(wins).to_string(index=False))
 
 
 if __name__ == "__main__":
