@@ -149,6 +149,11 @@ def train(
         _, teacher = train(recipe.teacher, data, display, signals, device)
         steps = recipe.distill.steps
         display.say(f"student {recipe.name}: distilling {teacher.key} in {steps} steps")
+        if not recipe.distill.widths:
+            display.say(
+                f"warning: {recipe.name}: distilling all widths at once is experimental: one score "
+                f"follows their mixture, and a width may make up for what another lacks"
+            )
         display.stage(f"distilling {recipe.name}", steps)
         on_step = _shown(steps, display, signals)
         return ensure_supernet(recipe, data, device=pick_device(device), on_step=on_step)

@@ -99,7 +99,7 @@ def block_noise(gaussian: Tensor, size: int) -> Tensor:
         ValueError: a size that is no whole number from 1 to H and W.
     """
     height, width = gaussian.shape[-2:]
-    if type(size) is not int or not 1 <= size <= min(height, width):
+    if not _is_whole(size) or not 1 <= size <= min(height, width):
         raise ValueError(f"size must be a whole number in 1..{min(height, width)}, got {size!r}")
     shifted = (gaussian.roll((i, j), (-2, -1)) for i in range(size) for j in range(size))
     return sum(shifted) / size
@@ -124,7 +124,7 @@ def patch_blur(images: Tensor, patch: int, blur: float | Tensor) -> Tensor:
 def blur_scales(patch: int, blur: float | Tensor, like: Tensor) -> Tensor:
     """The multipliers of a tile's coefficients, (patch, patch), or (B, 1, ..., patch, patch) with
     as many axes as the tiles of `like` where there is one blur for each of its images."""
-    if type(patch) is not int or patch < 1:
+    if not _is_whole(patch) or patch < 1:
         raise ValueError(f"patch must be a whole number of at least 1, got {patch!r}")
     squares = (np.arange(patch) * math.pi / patch) ** 2
     rates = like.new_tensor(squares[:, None] + squares) / 2
@@ -151,6 +151,10 @@ def _dct(size: int) -> NDArray[np.float64]:
     matrix = np.cos(np.pi * (2 * columns + 1) * rows / (2 * size)) * math.sqrt(2 / size)
     matrix[0] /= math.sqrt(2)
     return matrix
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
 def _is_number(value: Any) -> bool:

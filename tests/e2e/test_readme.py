@@ -4,6 +4,7 @@ import re
 
 import pandas as pd
 import pytest
+import yaml
 from support import ROOT, copy_toy
 
 from stepsearch.config import read_space
@@ -17,7 +18,7 @@ from stepsearch.tables import cell, markdown_table, savings
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-SCHEDULE, RECIPE = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+SCHEDULE, RECIPE, STAGES = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +86,20 @@ def test_the_schedule_section_is_valid(tmp_path):
     read = read_space(space).space
     assert {name for name, _ in map(named, read.grids)} == {"quad", "cosine", "karras", "free"}
     assert read.monotone == "non-decreasing"
+
+
+def test_the_section_of_relays_and_students_is_valid(tmp_path):
+    text = (ROOT / "search_spaces/digits-joint.yaml").read_text().replace("../", f"{ROOT}/")
+    shipped = tmp_path / "joint.yaml"
+    shipped.write_text(text)
+    parts = yaml.safe_load(text) | yaml.safe_load(STAGES.replace("../", f"{ROOT}/"))
+    quoted = tmp_path / "quoted.yaml"
+    quoted.write_text(yaml.safe_dump(parts))
+    read, whole = read_space(quoted), read_space(shipped)
+    assert read.networks == whole.networks
+    assert read.space.relay.starts == whole.space.relay.starts
+    assert [name for name, _ in read.space.genes][:4] == ["supernet", "calls", "grid", "solver"]
+    assert len(read.space.relay.space.solvers) == 2
 
 
 def test_every_solver_and_grid_is_named():
