@@ -3,14 +3,16 @@
     python results/reference/joint.py [WORKERS]
 
 Trains the networks of search_spaces/digits-joint.yaml with seeds 0, 1 and 2 and searches the space
-with each, under results/joint (about an hour and a half on two cores). Writes beside this file
-joint/seed*/trials.csv and pareto.csv, joint.csv (the best FID of each kind within a budget of
-GFLOPs), joint_wins.csv (where each kind is best) and joint.png; what is there already is kept, so
-that a stopped run continues.
+with each, under results/joint; then, for half as many trials each, its single stage alone and its
+relay alone (about two hours on two cores). Writes beside this file joint/seed*-*.csv, all trials;
+joint.csv, the best FID within a budget of GFLOPs of every search, and of each kind in the joint
+one; joint_wins.csv, where each kind is best; and joint.png. What is there already is kept, so that
+a stopped run continues.
 """
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import sys
 from pathlib import Path
@@ -29,6 +31,11 @@ ROOT = HERE.parents[1]
 WORK = ROOT / "results" / "joint"
 SPACE = ROOT / "search_spaces" / "digits-joint.yaml"
 SEEDS = (0, 1, 2)
+SEARCHES = {  # sections left out, supernets, part of the generations
+    "joint": ((), ("digits", "digits-dpdm"), 1),
+    "single": (("relay", "distilled"), ("digits",), 2),
+    "relay": (("distilled",), (), 2),
+}
 NETWORKS = ("digits", "digits-4", "digits-relay", "digits-dpdm")
 BUDGETS = (0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.045, 0.06, 0.08)  # GFLOPs per image
 
@@ -42,49 +49,54 @@ def seeded(seed: int) -> Path:
         recipe = yaml.safe_load((ROOT / "supernets" / f"{name}.yaml").read_text())
         recipe["train" if "train" in recipe else "distill"]["seed"] = seed
         (folder / "supernets" / f"{name}.yaml").write_text(yaml.safe_dump(recipe))
-    space = yaml.safe_load(SPACE.read_text())
-    space["search"]["seed"] = space["evaluation"]["seed"] = seed
-    (folder / "search_spaces" / SPACE.name).write_text(yaml.safe_dump(space))
+    for name, (left_out, supernets, share) in SEARCHES.items():
+        space = yaml.safe_load(SPACE.read_text())
+        space = {key: value for key, value in space.items() if key not in left_out}
+        space["supernets"] = [s for s in space["supernets"] if Path(s).stem in supernets]
+        space["search"]["generations"] //= share
+        space["search"]["seed"] = space["evaluation"]["seed"] = seed
+        if not supernets:
+            del space["supernets"]
+        (folder / "search_spaces" / f"{name}.yaml").write_text(yaml.safe_dump(space))
     return folder
 
 
-def search(seed: int, workers: int) -> pd.DataFrame:
-    """The trials of one seed, searched unless their table is there."""
-    table = HERE / "joint" / f"seed{seed}" / "trials.csv"
+def search(seed: int, name: str, workers: int) -> pd.DataFrame:
+    """The trials of one of SEARCHES with a seed, searched unless their table is there."""
+    table = HERE / "joint" / f"seed{seed}-{name}.csv"
     if not table.is_file():
-        folder, run = seeded(seed), WORK / f"run{seed}"
-        words = ["run", str(folder / "search_spaces" / SPACE.name), "-o", str(run), "--resume"]
-        if code := main([*words, "--workers", str(workers)]):
+        space, run = seeded(seed) / "search_spaces" / f"{name}.yaml", WORK / f"{name}{seed}"
+        words = ["run", str(space), "-o", str(run), "--resume", "--workers", str(workers)]
+        if code := main(words):
             sys.exit(code)
         table.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(run / "pareto.csv", table.with_name("pareto.csv"))
         shutil.copy(run / "trials.csv", table)
-    return pd.read_csv(table).assign(run=seed)
+    return pd.read_csv(table).assign(run=seed, search=name)
 
 
 def within(trials: pd.DataFrame) -> pd.DataFrame:
-    """The best FID of each kind within each budget, mean and deviation over the seeds."""
+    """The best FID of every search within each budget, mean and deviation over the seeds.
+
+    `joint` is all of the joint search, `joint_KIND` a kind in it, the others searches of one kind.
+    """
     done = complete_rows(trials)
+    parts = {name: done[done["search"].eq(name)] for name in SEARCHES}
+    joint = parts["joint"]
+    parts |= {f"joint_{kind}": joint[joint["kind"].eq(kind)] for kind in KINDS}
     rows = []
-    for budget in BUDGETS:
-        best = done[done["gflops_per_image"] <= budget].groupby(["kind", "run"])["fid"].min()
-        row: dict[str, float | str] = {"gflops": budget}
-        means = {}
-        for kind in KINDS:
-            found = best.get(kind)
-            if found is not None and len(found) == len(SEEDS):
-                means[kind] = found.mean()
-                row |= {f"{kind}_fid": found.mean(), f"{kind}_sd": found.std()}
-        rows.append(row | {"best": min(means, key=lambda kind: means[kind], default="")})
-    columns = [f"{kind}_{what}" for kind in KINDS for what in ("fid", "sd")]
-    return pd.DataFrame(rows).reindex(columns=["gflops", *columns, "best"])
+    for budget, (name, part) in itertools.product(BUDGETS, parts.items()):
+        best = part[part["gflops_per_image"] <= budget].groupby("run")["fid"].min()
+        if len(best) == len(SEEDS):
+            row = {"gflops": budget, "search": name, "fid": best.mean(), "fid_sd": best.std()}
+            rows.append(row | {"seeds": len(best)})
+    return pd.DataFrame(rows)
 
 
 def plot(trials: pd.DataFrame, path: Path) -> None:
     """A panel a seed: all trials, the front of each kind, and the front of all."""
     from matplotlib.figure import Figure
 
-    done = complete_rows(trials)
+    done = complete_rows(trials[trials["search"].eq("joint")])
     figure = Figure(figsize=(9.5, 3.6), layout="constrained")
     axes = figure.subplots(1, len(SEEDS), sharex=True, sharey=True)
     for ax, (seed, own) in zip(axes, done.groupby("run"), strict=True):
@@ -101,15 +113,17 @@ def plot(trials: pd.DataFrame, path: Path) -> None:
 
 
 def run(workers: int) -> None:
-    """All seeds, then the table and the picture."""
-    trials = pd.concat([search(seed, workers) for seed in SEEDS], ignore_index=True)
+    """All searches, then the tables and the picture."""
+    every = itertools.product(SEEDS, SEARCHES)
+    trials = pd.concat([search(*one, workers) for one in every], ignore_index=True)
     table = within(trials)
     table.round(4).to_csv(HERE / "joint.csv", index=False)
-    wins = [kind_wins(own).assign(seed=seed) for seed, own in trials.groupby("run")]
-    pd.concat(wins).round(4).to_csv(HERE / "joint_wins.csv", index=False)
+    joint = trials[trials["search"].eq("joint")].groupby("run")
+    wins = pd.concat([kind_wins(own).assign(seed=seed) for seed, own in joint])
+    wins.round(4).to_csv(HERE / "joint_wins.csv", index=False)
     plot(trials, HERE / "joint.png")
-    print(table.round(2).to_string(index=False))
-    print(pd.concat(wins).to_string(index=False))
+    print(table.pivot_table(index="gflops", columns="search", values="fid").round(2).to_string())
+    print(wins.to_string(index=False))
 
 
 if __name__ == "__main__":
