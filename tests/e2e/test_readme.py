@@ -1,5 +1,6 @@
 """What the README shows can be typed."""
 
+import itertools
 import re
 
 import pandas as pd
@@ -145,3 +146,69 @@ def test_the_table_of_sharing_is_that_of_the_reference():
         way = name.removesuffix(" \\*")
         assert (way == name) == (seeds[way] > 1)
         assert [row[place] for row in rows] == [f"{fids[way, float(row[0])]:.1f}" for row in rows]
+
+
+def quoted_table(head):
+    """Cells of the table with that heading, by row and column."""
+    names = [name.strip() for name in head.strip("| ").split("|")]
+    _, *lines = README[README.index(head) + len(head) + 1 :].splitlines()
+    rows = itertools.takewhile(lambda line: line.startswith("|"), lines)
+    cells = ([cell.strip() for cell in line.strip("| ").split("|")] for line in rows)
+    return {row[0]: dict(zip(names[1:], row[1:], strict=True)) for row in cells}
+
+
+def of_seeds(fids):
+    """Mean and sample deviation as the tables show them."""
+    assert len(fids) == 3
+    digits = 1 if fids.mean() >= 10 else 2
+    return f"{fids.mean():.{digits}f} ({fids.std(ddof=1):.{digits}f})"
+
+
+@pytest.mark.parametrize(
+    ("file", "head", "rows", "columns"),
+    [
+        (
+            "few_steps",
+            "| calls | student | teacher, renoise | teacher, best solver |",
+            "calls",
+            "network",
+        ),
+        ("relay_start", "| `start` | 5 calls, eta 0.2 | 9 calls |", "start", "second"),
+        (
+            "relay_artefacts",
+            "| noise added | enlarged | relay from 0.45 | relay from 0.95 "
+            "| one-stage network from 0.45 | one-stage network from 0.95 |",
+            "added",
+            "way",
+        ),
+    ],
+)
+def test_tables_of_stages_are_those_of_the_reference(file, head, rows, columns):
+    table = pd.read_csv(ROOT / f"results/reference/{file}.csv")
+    quoted = quoted_table(head)
+    plain = table[~table[columns].str.startswith("single stage")]
+    assert set(quoted) == {f"{value:g}" for value in plain[rows].unique()}
+    for row, cells in quoted.items():
+        for column, shown in cells.items():
+            fids = table[(table[rows] == float(row)) & (table[columns] == column)]["fid"]
+            assert shown == of_seeds(fids), (row, column)
+
+
+def test_the_table_of_kinds_is_that_of_the_reference():
+    table = pd.read_csv(ROOT / "results/reference/joint.csv")
+    names = {
+        "joint search": "joint",
+        "its single stages": "joint_single",
+        "its relays": "joint_relay",
+        "its students": "joint_distilled",
+        "single stage alone": "single",
+        "relay alone": "relay",
+    }
+    for budget, cells in quoted_table("| GFLOPs | " + " | ".join(names) + " |").items():
+        for name, shown in cells.items():
+            found = table[(table["gflops"] == float(budget)) & (table["search"] == names[name])]
+            want = [
+                f"{f:.{1 if f >= 10 else 2}f} ({s:.{1 if f >= 10 else 2}f})"
+                for f, s in zip(found["fid"], found["fid_sd"], strict=True)
+            ]
+            assert [shown] == (want or [""]), (budget, name)
