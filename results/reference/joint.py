@@ -5,9 +5,9 @@
 Trains the networks of search_spaces/digits-joint.yaml with seeds 0, 1 and 2 and searches the space
 with each, under results/joint; then, for half as many trials each, its single stage alone and its
 relay alone (about two hours on two cores). Writes beside this file joint/seed*-*.csv, all trials;
-joint.csv, the best FID within a budget of GFLOPs of every search, and of each kind in the joint
-one; joint_wins.csv, where each kind is best; and joint.png. What is there already is kept, so that
-a stopped run continues.
+joint.csv and joint_calls.csv, the best FID within a budget of GFLOPs, or of network calls, of every
+search, and of each kind in the joint one; joint_wins.csv, where each kind is best by GFLOPs; and
+joint.png. What is there already is kept, so that a stopped run continues.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import itertools
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -37,7 +38,10 @@ SEARCHES = {  # sections left out, supernets, part of the generations
     "relay": (("distilled",), (), 2),
 }
 NETWORKS = ("digits", "digits-4", "digits-relay", "digits-dpdm")
-BUDGETS = (0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.045, 0.06, 0.08)  # GFLOPs per image
+BUDGETS: dict[str, tuple[str, tuple[float, ...]]] = {
+    "joint": ("gflops_per_image", (0.003, 0.004, 0.006, 0.008, 0.01, 0.015, 0.02, 0.03, 0.05)),
+    "joint_calls": ("nfe", (2, 3, 4, 5, 6, 8, 10)),
+}
 
 
 def seeded(seed: int) -> Path:
@@ -74,8 +78,8 @@ def search(seed: int, name: str, workers: int) -> pd.DataFrame:
     return pd.read_csv(table).assign(run=seed, search=name)
 
 
-def within(trials: pd.DataFrame) -> pd.DataFrame:
-    """The best FID of every search within each budget, mean and deviation over the seeds.
+def within(trials: pd.DataFrame, cost: str, budgets: Sequence[float]) -> pd.DataFrame:
+    """The best FID of every search within budgets of a cost, mean and deviation over the seeds.
 
     `joint` is all of the joint search, `joint_KIND` a kind in it, the others searches of one kind.
     """
@@ -84,10 +88,10 @@ def within(trials: pd.DataFrame) -> pd.DataFrame:
     joint = parts["joint"]
     parts |= {f"joint_{kind}": joint[joint["kind"].eq(kind)] for kind in KINDS}
     rows = []
-    for budget, (name, part) in itertools.product(BUDGETS, parts.items()):
-        best = part[part["gflops_per_image"] <= budget].groupby("run")["fid"].min()
+    for budget, (name, part) in itertools.product(budgets, parts.items()):
+        best = part[part[cost] <= budget].groupby("run")["fid"].min()
         if len(best) == len(SEEDS):
-            row = {"gflops": budget, "search": name, "fid": best.mean(), "fid_sd": best.std()}
+            row = {cost: budget, "search": name, "fid": best.mean(), "fid_sd": best.std()}
             rows.append(row | {"seeds": len(best)})
     return pd.DataFrame(rows)
 
@@ -116,13 +120,14 @@ def run(workers: int) -> None:
     """All searches, then the tables and the picture."""
     every = itertools.product(SEEDS, SEARCHES)
     trials = pd.concat([search(*one, workers) for one in every], ignore_index=True)
-    table = within(trials)
-    table.round(4).to_csv(HERE / "joint.csv", index=False)
+    for file, (cost, budgets) in BUDGETS.items():
+        table = within(trials, cost, budgets)
+        table.round(4).to_csv(HERE / f"{file}.csv", index=False)
+        print(table.pivot_table(index=cost, columns="search", values="fid").round(2).to_string())
     joint = trials[trials["search"].eq("joint")].groupby("run")
     wins = pd.concat([kind_wins(own).assign(seed=seed) for seed, own in joint])
     wins.round(4).to_csv(HERE / "joint_wins.csv", index=False)
     plot(trials, HERE / "joint.png")
-    print(table.pivot_table(index="gflops", columns="search", values="fid").round(2).to_string())
     print(wins.to_string(index=False))
 
 
