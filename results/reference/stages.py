@@ -215,8 +215,9 @@ def plot(tables: dict[str, pd.DataFrame], path: Path) -> None:
     """A panel an experiment: means of the seeds, bars from the best to the worst."""
     from matplotlib import colormaps
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter
 
-    figure = Figure(figsize=(11, 3.8), layout="constrained")
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
     axes = figure.subplots(1, 3)
     axis = {"relay_start": ("second", "start"), "relay_artefacts": ("way", "added")}
     axis["few_steps"] = ("network", "calls")
@@ -231,7 +232,11 @@ def plot(tables: dict[str, pd.DataFrame], path: Path) -> None:
             ax.errorbar(fids.index, fids["mean"], bars, marker=".", capsize=2, label=label, **look)
         ax.set(yscale="log", xscale="linear" if name == "relay_artefacts" else "log")
         ax.grid(True, lw=0.3, which="both")
-        ax.legend(fontsize=6)
+        ax.legend(fontsize=6, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
+        for side in [ax.yaxis] + [ax.xaxis] * (name != "relay_artefacts"):
+            side.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            side.set_major_formatter("{x:g}")
+            side.set_minor_formatter(NullFormatter())
     axes[0].set(ylabel="FID", xlabel="relay_start (noise level)")
     axes[1].set(xlabel="deviation of the noise added to low-resolution samples")
     axes[2].set(xlabel="network calls")
