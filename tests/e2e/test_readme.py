@@ -206,7 +206,9 @@ def test_the_table_of_kinds_is_that_of_the_reference():
     }
     for budget, cells in quoted_table("| GFLOPs | " + " | ".join(names) + " |").items():
         for name, shown in cells.items():
-            found = table[(table["gflops_per_image"] == float(budget)) & (table["search"] == names[name])]
+            found = table[
+                (table["gflops_per_image"] == float(budget)) & (table["search"] == names[name])
+            ]
             want = [
                 f"{f:.{1 if f >= 10 else 2}f} ({s:.{1 if f >= 10 else 2}f})"
                 for f, s in zip(found["fid"], found["fid_sd"], strict=True)
