@@ -226,7 +226,7 @@ def test_a_stopped_team_leaves_its_last_step_and_no_process(tmp_path):
         # a terminal's signal may end Ray first, which leaves the last checkpoint and no later one
         command.send_signal(signal.SIGINT)
         out, err = command.communicate(timeout=120)
-        until(lambda: not process_ids(mark), 20)
+        until(lambda: not process_ids(mark), 120)  # Ray ends its helpers one by one
     finally:
         for pid in process_ids(mark):
             os.kill(pid, signal.SIGKILL)
