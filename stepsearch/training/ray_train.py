@@ -29,6 +29,7 @@ from stepsearch.training.loop import OnStep, Team
 FAILURES = 3  # groups of workers that may be lost in one run
 POLL_SECONDS = 0.25  # between looks at what workers report
 STOP_SECONDS = 60.0  # for workers to finish a step and write a checkpoint
+CLOSE_SECONDS = 40.0  # that Ray Train may take to end what it has begun; some 12 are usual
 AGAIN = "the same command continues from the last checkpoint"
 
 Train = Callable[[Team, str, OnStep], None]  # on a device; stops where on_step raises Interrupted
@@ -92,6 +93,7 @@ class RayTrainer:
         self._each = {"CPU": cpus_per_worker, "GPU": gpus_per_worker}
         self._ray = _import_ray(address)
         # what Ray Train notes for itself; its default is a folder in the user's home
+        self._begun: list[_Fit] = []
         self._notes = tempfile.TemporaryDirectory(
             prefix="stepsearch-ray-", ignore_cleanup_errors=True
         )
@@ -117,6 +119,7 @@ class RayTrainer:
         board = self._ray.remote(num_cpus=0)(_Board).remote()
         with _quiet():
             running = _Fit(self._trainer({"factory": factory, "board": board}))
+            self._begun.append(running)
             try:
                 stopped, trouble = self._follow(running, board, on_step)
             except self._ray.exceptions.RayError as error:
@@ -174,8 +177,14 @@ class RayTrainer:
                 return stopped, trouble
 
     def close(self) -> None:
-        """Stop the workers, and Ray itself if it was started here."""
+        """Stop the workers, and Ray itself if it was started here.
+
+        Ray ends the whole process, with status 1, where a thread asks it for anything after that.
+        """
         with _quiet():
+            deadline = time.monotonic() + CLOSE_SECONDS
+            for running in self._begun:
+                running.ended(max(deadline - time.monotonic(), 0.0))
             self._ray.shutdown()
         self._notes.cleanup()
 

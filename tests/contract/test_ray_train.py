@@ -230,7 +230,7 @@ def test_a_stopped_team_leaves_its_last_step_and_no_process(tmp_path):
     finally:
         for pid in process_ids(mark):
             os.kill(pid, signal.SIGKILL)
-    assert (command.returncode, out) == (75, b"")
+    assert (command.returncode, out) == (75, b""), err.decode()
     lines = [line for line in err.decode().splitlines() if not line.startswith("training: ")]
     assert [line.partition(":")[0] for line in lines] == [
         "supernet net",
