@@ -32,6 +32,12 @@ def is_space(path: Path, overrides: Sequence[str]) -> bool:
     return "supernets" in keys or "schedule" in keys
 
 
+def find_network(name: str) -> Path | None:
+    """What a path, or a NAME of `stepsearch ls`, stands for; None where it is neither."""
+    paths = [Path(name), *(root / "supernets" / f"{name}.yaml" for root in roots())]
+    return next((path for path in paths if path.is_file()), None)
+
+
 def roots() -> tuple[Path, Path, Path]:
     """Where spaces and recipes lie: here, in a checkout, in an installed package."""
     package = Path(__file__).parents[1]

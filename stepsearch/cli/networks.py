@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stepsearch.cli.common import read_resources, roots
+from stepsearch.cli.common import find_network, read_resources
 from stepsearch.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -111,8 +111,7 @@ def distill(args: argparse.Namespace) -> int:
 
 def _teacher(name: str) -> Path:
     """The recipe that an option's path or name stands for."""
-    paths = [Path(name), *(root / "supernets" / f"{name}.yaml" for root in roots())]
-    found = next((path for path in paths if path.is_file()), None)
+    found = find_network(name)
     if found is None or found.suffix == ".safetensors":
         raise ConfigError(
             f"--teacher: '{name}' is neither a recipe nor a name that `stepsearch ls` lists under "

@@ -8,7 +8,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stepsearch.cli.common import roots
+from stepsearch.cli.common import find_network
 from stepsearch.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -120,8 +120,7 @@ def _network(option: str, ability: str, name: str, args: argparse.Namespace, dev
     from stepsearch.recipe_config import read_recipe
     from stepsearch.sample import recipe_weights
 
-    paths = [Path(name), *(root / "supernets" / f"{name}.yaml" for root in roots())]
-    path = next((path for path in paths if path.is_file()), None)
+    path = find_network(name)
     if path is None:
         raise ConfigError(
             f"--{option}: '{name}' is neither a recipe, nor weights, nor a name that "

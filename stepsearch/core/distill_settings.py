@@ -11,8 +11,6 @@ from stepsearch.core.errors import ConfigError
 
 # level of the smoothing: drawn alone, drawn but at most the student's level, or that very level
 SMOOTHINGS = ("independent", "capped", "tied")
-
-
 MOST = 10.0  # of a log noise level
 
 

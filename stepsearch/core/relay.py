@@ -11,7 +11,7 @@ import functools
 import math
 from dataclasses import dataclass, fields
 from statistics import NormalDist
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 LEVELS = NormalDist(-1.2, 1.2)  # of the log noise level in training (Karras et al. 2022, table 1)
 LEAST, MOST = 7.5e-3, 80.0  # noise levels; less, or more, is never trained
 MIN_SCALE = 0.001  # what is left of a coefficient that is blurred away
-
-Levels = TypeVar("Levels", float, NDArray[np.float64])
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,15 +22,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from stepsearch.core.distill_settings import DistillConfig
 from stepsearch.core.errors import Interrupted
-from stepsearch.core.files import write_atomic
 from stepsearch.training.dpdm_draws import Denoiser, Draw, Draws, like
-from stepsearch.training.loop import OnStep, moments_of, restore_moments, under
+from stepsearch.training.loop import (
+    OnStep,
+    moments_of,
+    read_checkpoint,
+    restore_moments,
+    under,
+    write_checkpoint,
+)
 
 DEVIATION = 0.5  # of images (Karras et al. 2022, table 1)
 LEAST_ERROR = 1e-3  # of the teacher on an image, for `normalize`; images span 2
@@ -237,17 +241,14 @@ def _save(path: Path, state: _State, step: int) -> None:
     tensors |= {f"ema.{k}": v for k, v in state.ema.items()}
     for name, optimizer in state.optimizers.items():
         tensors |= {f"optimizer.{name}.{k}": v for k, v in moments_of(optimizer).items()}
-    plain = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-    write_atomic(path, save(plain, {"step": str(step)}))
+    write_checkpoint(path, tensors, step)
 
 
 def _restore(path: Path, state: _State) -> int:
     """Load a checkpoint if there is one; returns the number of steps it has behind it."""
     if not path.is_file():
         return 0
-    with safe_open(path, "pt") as file:
-        step = int(file.metadata()["step"])
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    tensors, step = read_checkpoint(path)
     state.student.load_state_dict(under("student.", tensors))
     state.score.load_state_dict(under("score.", tensors))
     for name, value in under("ema.", tensors).items():

@@ -167,22 +167,32 @@ def _save(path: Path, state: _State, step: int, team: Team) -> None:
     tensors = {f"model.{k}": v for k, v in state.module.state_dict().items()}
     tensors |= {f"ema.{k}": v for k, v in state.ema.items()}
     tensors |= {f"optimizer.{k}": v for k, v in moments_of(state.optimizer).items()}
-    plain = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-    write_atomic(path, save(plain, {"step": str(step)}))
+    write_checkpoint(path, tensors, step)
 
 
 def _restore(path: Path, state: _State) -> int:
     """Load a checkpoint if there is one; returns the number of steps it has behind it."""
     if not path.is_file():
         return 0
-    with safe_open(path, "pt") as file:
-        step = int(file.metadata()["step"])
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    tensors, step = read_checkpoint(path)
     state.module.load_state_dict(under("model.", tensors))
     for name, value in under("ema.", tensors).items():
         state.ema[name].copy_(value)
     restore_moments(state.optimizer, under("optimizer.", tensors))
     return step
+
+
+def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], step: int) -> None:
+    """Write what a run has become after so many steps, atomically."""
+    plain = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+    write_atomic(path, save(plain, {"step": str(step)}))
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], int]:
+    """Inverse of `write_checkpoint`."""
+    with safe_open(path, "pt") as file:
+        step = int(file.metadata()["step"])
+        return {name: file.get_tensor(name) for name in file.keys()}, step  # noqa: SIM118
 
 
 def moments_of(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
