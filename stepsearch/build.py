@@ -231,6 +231,19 @@ def _widths(candidate: Candidate, card: NetCard, grid: GridSpec) -> list[float] 
     return [genes[segment(level, len(genes), card.diffusion)] for level in levels]
 
 
+def gene_levels(candidate: Candidate, cards: Mapping[str, NetCard]) -> list[float]:
+    """The noise level that each width gene of a stage stands for, most noise first."""
+    card, count = _card(candidate.supernet, cards), len(candidate.widths)
+    if candidate.per_call:
+        args = suited(card, candidate.solver, candidate.solver_args)
+        grid = few_grid(card.distilled, {candidate.grid: candidate.grid_args})
+        plan = plan_calls(card.diffusion, candidate.solver, args, count, grid)[3]
+        return [call.level for call in plan]
+    process = card.diffusion
+    top, bottom = (math.log(process.level_at(t)) for t in (process.last_time, process.first_time))
+    return [math.exp(top - (i + 0.5) / count * (top - bottom)) for i in range(count)]
+
+
 def coupling_warning(
     pools: Mapping[str, int], solvers: Iterable[tuple[str, Mapping[str, Any]]]
 ) -> str | None:

@@ -5,34 +5,31 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import yaml
 
-from stepsearch.algorithms.registry import ALGORITHMS
 from stepsearch.bank_config import dump_bank, read_bank
-from stepsearch.core.bank import Bank
-from stepsearch.core.counting import COUNTINGS, FULL_COUNT
-from stepsearch.core.errors import ConfigError
-from stepsearch.core.guidance import CLASSIFIER
-from stepsearch.core.settings import (
-    EvaluationSettings,
-    Recipe,
-    RunSettings,
-    SearchSettings,
+from stepsearch.budget_config import (
+    check_search,
+    dump_budget,
+    read_constraints,
+    read_evaluation,
+    read_search,
 )
+from stepsearch.core.bank import Bank
+from stepsearch.core.counting import FULL_COUNT
+from stepsearch.core.guidance import CLASSIFIER
+from stepsearch.core.settings import Recipe, RunSettings
 from stepsearch.core.space import NO_GUIDANCE, SearchSpace, named
 from stepsearch.core.yamlfile import Dumper, Section, Value, read_yaml
 from stepsearch.nets.counting import countable, uncountable
 from stepsearch.nets.families import FAMILIES
-from stepsearch.objectives.features import check_extractor
 from stepsearch.objectives.registry import OBJECTIVES
 from stepsearch.recipe_config import (
     VERSION,
     check_version,
-    filled,
     path_of,
     place_of,
     read_name,
@@ -65,12 +62,13 @@ def read_space(path: Path, overrides: list[str] | None = None) -> RunSettings:
         name=name,
         space=space,
         objectives=objectives,
-        constraints=_constraints(root.get("constraints")),
-        evaluation=_evaluation(root.get("evaluation"), path.parent),
-        search=_search(root.get("search")),
+        constraints=read_constraints(root.get("constraints")),
+        evaluation=read_evaluation(root.get("evaluation"), path.parent),
+        search=read_search(root.get("search"), path.parent),
         **networks,
     )
     _check_counting(settings, root.get("evaluation"))
+    check_search(settings, root)
     root.close()
     return settings
 
@@ -115,18 +113,12 @@ def dump_space(settings: RunSettings) -> str:
         "schedule": dump_schedule(settings.space, {r.name: r.file for r in settings.guides}),
         **dump_distilled(settings.space.distilled, settings.recipes),
         "objectives": list(settings.objectives),
-        "evaluation": {k: v for k, v in asdict(settings.evaluation).items() if v is not None},
-        "search": {k: v for k, v in asdict(settings.search).items() if v is not None},
+        **dump_budget(settings),
     }
     if relay is not None:
         named = {r.name: r.file for r in settings.seconds}
         first = [file for file, is_first in files.items() if is_first]
         data["relay"] = {"first": first, **dump_relay(relay, named)}
-    if settings.constraints:
-        data["constraints"] = {
-            k: {n: v for n, v in zip(("min", "max"), r, strict=True) if abs(v) != float("inf")}
-            for k, r in settings.constraints.items()
-        }
     return yaml.dump(data, Dumper=Dumper, sort_keys=False, width=100, allow_unicode=True)
 
 
@@ -231,45 +223,6 @@ def _recipe(value: Value, folder: Path) -> Recipe:
     return read_recipe(place_of(value, folder))
 
 
-def _evaluation(value: Value | None, folder: Path) -> EvaluationSettings:
-    if value is None:
-        return EvaluationSettings()
-
-    def weights(v: Value) -> str:
-        path = path_of(v, folder)
-        if path is None or not path.is_file():
-            raise v.error(f"'{v.text()}': no such weights file at {place_of(v, folder)}")
-        return str(path)
-
-    def reference(v: Value) -> str:
-        path = path_of(v, folder)
-        if path is None or not path.is_file():
-            raise v.error(
-                f"'{v.text()}': no such statistics at {place_of(v, folder)}; write them with "
-                f"`stepsearch stats`"
-            )
-        return str(path)
-
-    def features(v: Value) -> str:
-        try:
-            check_extractor(v.text())
-        except ConfigError as error:
-            raise v.error(str(error).removeprefix("evaluation.features: ")) from None
-        return v.text()
-
-    read: dict[str, Any] = {
-        "images": lambda v: v.whole(4),  # two groups of two for the standard error
-        "batch": lambda v: v.whole(1),
-        "seed": lambda v: v.whole(0),
-        "features": features,
-        "weights": weights,
-        "device": lambda v: v.one_of(["auto", "cpu", "cuda"]),
-        "counting": lambda v: v.one_of(list(COUNTINGS)),
-        "reference": reference,
-    }
-    return filled(EvaluationSettings, value.section(), read)
-
-
 def _check_counting(settings: RunSettings, evaluation: Value | None) -> None:
     """ConfigError where FLOPs of a network cannot be counted as `evaluation` asks."""
     counting = settings.evaluation.counting
@@ -280,37 +233,3 @@ def _check_counting(settings: RunSettings, evaluation: Value | None) -> None:
             value = evaluation.section().need("counting")
             message = uncountable(recipe.name, recipe.family, counting)
             raise value.error(message.removeprefix("counting: "))
-
-
-def _search(value: Value | None) -> SearchSettings:
-    if value is None:
-        return SearchSettings()
-    read: dict[str, Any] = {
-        "algorithm": lambda v: v.one_of(list(ALGORITHMS)),
-        "population": lambda v: v.whole(2, 100_000),
-        "generations": lambda v: v.whole(1, 100_000),
-        "seed": lambda v: v.whole(0, 2**32 - 1),
-        "crossover": lambda v: v.number(0, 1),
-        "mutation": lambda v: v.number(0, 1, open_low=True),
-    }
-    return filled(SearchSettings, value.section(), read)
-
-
-def _constraints(value: Value | None) -> dict[str, tuple[float, float]]:
-    if value is None:
-        return {}
-    section = value.section()
-    known = [o for o in OBJECTIVES if not OBJECTIVES[o].needs_images]
-    result = {}
-    for name in known:
-        if (limits_value := section.get(name)) is not None:
-            limits = limits_value.section()
-            low, high = limits.get("min"), limits.get("max")
-            limits.close()
-            least = -float("inf") if low is None else low.number(0, 1e12)
-            most = float("inf") if high is None else high.number(0, 1e12)
-            if least > most:
-                raise limits_value.error(f"min {least:g} exceeds max {most:g}; swap them")
-            result[name] = (least, most)
-    section.close()
-    return result

@@ -6,9 +6,10 @@ import hashlib
 import io
 import json
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,15 +18,19 @@ from torch import Tensor
 
 from stepsearch.core.errors import ConfigError, SpaceError
 from stepsearch.core.files import cache_folder, write_atomic
+from stepsearch.core.latency import LatencyTable, timed
 from stepsearch.core.noise import generator, image_labels, image_noise
 from stepsearch.core.protocols import Classifier, FeatureExtractor, Net, NetCard
 from stepsearch.core.schedule import CFG, Stage, StepSchedule
 from stepsearch.core.settings import EvaluationSettings
 from stepsearch.core.trial import Measurement
 from stepsearch.nets.counting import counted
-from stepsearch.nets.load import load_net
+from stepsearch.nets.load import file_sha256, load_net
+from stepsearch.objectives.bootstrap import fid_replicates
 from stepsearch.objectives.features import make_extractor
 from stepsearch.objectives.fid import Reference, moments
+from stepsearch.objectives.latency import measure_latency
+from stepsearch.objectives.memory import check_memory, peak_memory
 from stepsearch.objectives.reference import Statistics
 from stepsearch.objectives.registry import OBJECTIVES, FeatureRequest, Samples
 from stepsearch.solvers.guidance import reads_labels
@@ -34,6 +39,7 @@ from stepsearch.training.data import Dataset
 
 SIDE_VALUES = {"fid": ("fid_se",)}  # measured along with an objective
 FLOOR_SPLITS = 4
+MEMORY = "peak_memory_mb"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +49,40 @@ class EvaluatorSpec:
     nets: tuple[str, ...]
     objectives: tuple[str, ...]
     settings: EvaluationSettings
-    reference: str  # npz with mean and cov
+    reference: str  # npz with mean and cov, for kid with features of real images too
     data_sha256: str
     metric_id: str
     device: str
     image_shape: tuple[int, ...]  # (C, H, W) of the images that are scored
+    latency: LatencyTable | None = None  # of this run, where latency is measured
+    replicates: int = 0  # of the bootstrap of FID, which a measurement then has with it
+    extractor: tuple[str, ...] = ()  # files of the cache that the extractor is read from
+
+    @property
+    def cache(self) -> Path:
+        """The folder that `extractor` is in."""
+        return Path(self.extractor[0]).parent if self.extractor else cache_folder()
+
+    def files(self) -> tuple[tuple[str, str], ...]:
+        """(path, sha256) of all that an evaluator reads."""
+        paths = [Path(self.reference), *map(Path, self.extractor)]
+        if self.settings.weights is not None:
+            paths.append(Path(self.settings.weights))
+        for net in map(Path, self.nets):
+            paths += [net.with_suffix(".safetensors"), net.with_suffix(".json")]
+        return tuple((str(path), file_sha256(path)) for path in paths)
+
+    def located(self, paths: Mapping[str, str]) -> EvaluatorSpec:
+        """The same where each of `files` is at another path, files of one stem together."""
+        weights = self.settings.weights
+        nets = (str(Path(net).with_suffix(".safetensors")) for net in self.nets)
+        return replace(
+            self,
+            nets=tuple(paths[net] for net in nets),
+            reference=paths[self.reference],
+            extractor=tuple(paths[path] for path in self.extractor),
+            settings=replace(self.settings, weights=None if weights is None else paths[weights]),
+        )
 
 
 def pick_device(device: str) -> str:
@@ -110,25 +145,45 @@ class Evaluator:
         self.cards: dict[str, NetCard] = {
             key: counted(net.card, spec.settings.counting) for key, net in self._nets.items()
         }
+        if spec.latency is not None:
+            self.cards = {key: timed(card, spec.latency) for key, card in self.cards.items()}
         nothing = np.empty((0, *spec.image_shape), np.uint8)
         self._extractor = _extractor(spec.settings, nothing, None, spec.data_sha256, spec.device)
         with np.load(spec.reference, allow_pickle=False) as file:
-            self._reference = Reference(file["mean"], file["cov"])
+            features = file.get("features")
+            self._reference = Reference(file["mean"], file["cov"], features)
 
-    def __call__(self, schedule: StepSchedule) -> Measurement:
-        """Measure with the seed of the settings."""
-        return self.measure(schedule, self._spec.settings.seed)
+    def __call__(self, schedule: StepSchedule, rung: int | None = None) -> Measurement:
+        """Measure with the seed of the settings, all there is or a rung of the ladder alone."""
+        settings = self._spec.settings
+        if rung is None:
+            return self.measure(schedule, settings.seed)
+        step = settings.ladder[rung]
+        found = self._measure(schedule, settings.seed, step.images, (step.objective,))
+        return replace(found, values={step.name: found.values[step.objective]})
 
     def measure(self, schedule: StepSchedule, seed: int) -> Measurement:
         """Sample `images` images, score them; image j starts from the noise of (seed, j)."""
-        start, clock = datetime.now(UTC), time.perf_counter()
         names = [n for o in self._spec.objectives for n in (o, *SIDE_VALUES.get(o, ()))]
+        return self._measure(schedule, seed, self._spec.settings.images, names)
+
+    def measure_latency(self) -> LatencyTable:
+        """Times of all networks on this worker's hardware, in batches as of the evaluation."""
+        return measure_latency(self._nets, self._spec.settings.batch, self._spec.device)
+
+    def _measure(
+        self, schedule: StepSchedule, seed: int, images: int, names: Sequence[str]
+    ) -> Measurement:
+        start, clock = datetime.now(UTC), time.perf_counter()
         samples = None
         if any(OBJECTIVES[name].needs_images for name in names):
-            samples = Samples(self._features(schedule, seed), self._reference)
+            samples = self.samples(schedule, seed, images, memory=MEMORY in names)
+        values = {name: OBJECTIVES[name](schedule, self.cards, samples) for name in names}
+        if self._spec.replicates and samples is not None:
+            values |= self._replicates(samples, seed)
         return Measurement(
-            values={name: OBJECTIVES[name](schedule, self.cards, samples) for name in names},
-            n_samples=self._spec.settings.images,
+            values=values,
+            n_samples=images,
             seed=seed,
             metric_id=self._spec.metric_id,
             seconds=round(time.perf_counter() - clock, 3),
@@ -136,16 +191,33 @@ class Evaluator:
             counting=self._spec.settings.counting,
         )
 
+    def _replicates(self, samples: Samples, seed: int) -> dict[str, float]:
+        count, device = self._spec.replicates, self._spec.device
+        found = fid_replicates(samples.features, samples.reference, seed, count, device)
+        return {replicate_name(b): float(value) for b, value in enumerate(found)}
+
+    def samples(
+        self, schedule: StepSchedule, seed: int, images: int, *, memory: bool = False
+    ) -> Samples:
+        """Features of images 0 .. images - 1; with `memory`, what the first batch took of it."""
+        batch, peak = self._spec.settings.batch, None
+        parts = []
+        for first in range(0, images, batch):
+            make = partial(self._sample, schedule, min(batch, images - first), seed, first)
+            if memory and not first:
+                made, peak = peak_memory(make, self._spec.device)
+            else:
+                made = make()
+            parts.append(self._extractor(made))
+        return Samples(np.concatenate(parts), self._reference, peak)
+
     def _sample(self, schedule: StepSchedule, count: int, seed: int, first: int) -> Tensor:
         return sample(schedule, self._nets, count, seed, first=first, device=self._spec.device)
 
-    def _features(self, schedule: StepSchedule, seed: int) -> np.ndarray:
-        count, batch = self._spec.settings.images, self._spec.settings.batch
-        parts = [
-            self._extractor(self._sample(schedule, min(batch, count - first), seed, first))
-            for first in range(0, count, batch)
-        ]
-        return np.concatenate(parts)
+
+def replicate_name(number: int) -> str:
+    """Of a replicate's deviation among the values of a measurement."""
+    return f"fid_replicate_{number:03d}"
 
 
 def prepare_evaluation(
@@ -157,6 +229,8 @@ def prepare_evaluation(
     The facts hold the noise floor, the mean distance between two random halves of the real images.
     """
     device = pick_device(settings.device)
+    if MEMORY in objectives:
+        check_memory(device)
     extractor = _extractor(settings, data.images, data.labels, data.sha256, device)
     if settings.reference is None:
         real = data_statistics(extractor, data, settings.batch)
@@ -168,9 +242,7 @@ def prepare_evaluation(
     identity |= {"pixels": "uint8", "images": (real.images, *real.shape)}
     text = json.dumps(identity, sort_keys=True)
     metric_id = f"{settings.features}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
-    path = cache_folder() / f"reference-{metric_id}.npz"
-    if not path.is_file():
-        write_atomic(path, _npz(mean=reference.mean, cov=reference.cov))
+    path = _write_reference(settings, objectives, real, metric_id)
     facts = {"reference_images": float(real.images), "feature_dimensions": float(extractor.dim)}
     if real.real_vs_real is not None:
         facts["real_vs_real"] = real.real_vs_real
@@ -189,6 +261,21 @@ def prepare_evaluation(
         image_shape=tuple(data.images.shape[1:]),
     )
     return spec, facts
+
+
+def _write_reference(
+    settings: EvaluationSettings, objectives: Sequence[str], real: Statistics, metric_id: str
+) -> Path:
+    """What a worker compares with, in the cache; ConfigError where it is not all there."""
+    arrays, stem = {"mean": real.reference.mean, "cov": real.reference.cov}, metric_id
+    if "kid" in (*objectives, *(rung.objective for rung in settings.ladder)):
+        real.check_kid(str(settings.reference))
+        assert real.reference.features is not None
+        arrays["features"], stem = real.reference.features, f"{metric_id}-features"
+    path = cache_folder() / f"reference-{stem}.npz"
+    if not path.is_file():
+        write_atomic(path, _npz(**arrays))
+    return path
 
 
 def write_statistics(settings: EvaluationSettings, data: Dataset, path: Path) -> Statistics:

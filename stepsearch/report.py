@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from stepsearch.remeasured import Remeasured
+
 PANELS = 6  # schedules shown by `plot_schedules`
 TITLE = 34  # letters that fit above one of three panels
 
@@ -45,10 +47,11 @@ def plot_all(
     generations: pd.DataFrame,
     schedules: Mapping[str, StepSchedule],
     folder: Path,
+    remeasured: Remeasured | None = None,
 ) -> list[Path]:
     """All plots of a run into `folder`, each as PNG and PDF; returns the files."""
     return [
-        *plot_front(trials, folder / "front"),
+        *plot_front(trials, folder / "front", remeasured),
         *plot_schedules(pareto, schedules, folder / "schedules"),
         *plot_hypervolume(generations, folder / "hypervolume"),
     ]

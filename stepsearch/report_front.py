@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from stepsearch.remeasured import Remeasured
+
 # Rows that differ in one of these are different strategies even at equal widths.
 SETTING = ["solver", "solver_args", "pfdiff_k", "pfdiff_l", "nfe", "grid", "grid_args"]
 SETTING += ["supernet", "guide", "guidance", "guidance_low", "guidance_high"]
@@ -42,12 +44,17 @@ MARKERS = "os^DvP"
 DASHES = ["-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (4, 1.2, 1, 1.2)), (0, (7, 2)), (0, (2, 1))]
 
 
-def plot_front(trials: pd.DataFrame, path: Path) -> list[Path]:
+def plot_front(
+    trials: pd.DataFrame, path: Path, remeasured: Remeasured | None = None
+) -> list[Path]:
     """FID against compute: every trial, uniform-width strategies, and the front.
 
-    Trials are told apart by generation, or where there are several kinds of candidates, by kind.
+    The front is a proxy, by as few images as all trials, unless it was measured again. Trials are
+    told apart by generation, or where there are several kinds of candidates, by kind.
     """
     done = complete_rows(trials)
+    front = _front_rows(done, remeasured)
+    label = "proxy front" if remeasured is None else "front, re-measured"
 
     def draw(figure: Figure) -> None:
         ax = figure.add_subplot()
@@ -59,12 +66,12 @@ def plot_front(trials: pd.DataFrame, path: Path) -> list[Path]:
         scale(ax, "x", done["gflops_per_image"], ratio=10)
         scale(ax, "y", done["fid"], ratio=5)
         if len(kinds_of(done)) > 1:
-            _draw_kinds(ax, done)
+            _draw_kinds(ax, done, front, label)
         else:
             _draw_trials(ax, done)
-            _draw_front(ax, done[done["is_pareto"].eq(True)])
+            _draw_front(ax, front, label)
         _draw_uniform(ax, done[uniform_rows(done)])
-        ax.set_title(_measured(done), color=GREY)
+        ax.set_title(_measured(done, remeasured), color=GREY)
         labels = ax.get_legend_handles_labels()[1]
         columns = 2 if max(map(len, labels), default=0) <= 46 else 1  # what fits `WIDE`
         figure.set_figheight(3.4 + 0.16 * math.ceil(len(labels) / columns))
@@ -123,22 +130,31 @@ def _first(group: pd.DataFrame) -> dict[str, Any]:
     return group.iloc[0].to_dict()
 
 
-def _draw_front(ax: Axes, front: pd.DataFrame) -> None:
+def _front_rows(done: pd.DataFrame, remeasured: Remeasured | None) -> pd.DataFrame:
+    """Complete rows of the front, the cheapest first, with what was measured last of them."""
+    if remeasured is None:
+        return done[done["is_pareto"].eq(True)]
+    again = remeasured.front.set_index("trial_id")
+    rows = done[done["trial_id"].isin(again.index)].reset_index(drop=True)
+    own = again.loc[rows["trial_id"]]
+    return rows.assign(fid=own["fid"].to_numpy(), fid_se=own["fid_se"].to_numpy())
+
+
+def _draw_front(ax: Axes, front: pd.DataFrame, label: str) -> None:
     """The staircase of what two objectives dominate; a third one leaves points above it."""
     look: Look = {"color": COLORS[SINGLE], "zorder": 4}
     first = staircase(front)
     x, y = front["gflops_per_image"], front["fid"]
     ax.errorbar(x, y, front["fid_se"], fmt="none", elinewidth=0.8, **look)
-    ax.step(x[first], y[first], "o-", where="post", label="Pareto front", **look, **EDGE)
+    ax.step(x[first], y[first], "o-", where="post", label=label, **look, **EDGE)
     ax.plot(x[~first], y[~first], "o", **look, **EDGE)
 
 
-def _draw_kinds(ax: Axes, done: pd.DataFrame) -> None:
+def _draw_kinds(ax: Axes, done: pd.DataFrame, front: pd.DataFrame, label: str) -> None:
     """Trials and own front of every kind, and the front of all in the colour of its best kind.
 
     An own front goes on to the dearest trial of all, so that one reads there what the kind loses.
     """
-    front = done[done["is_pareto"].eq(True)]
     stairs, dearest = front[staircase(front)], done["gflops_per_image"].max()
     steps = stairs[["gflops_per_image", "fid"]].to_numpy()
     for i, kind in enumerate(stairs["kind"]):
@@ -156,16 +172,21 @@ def _draw_kinds(ax: Axes, done: pd.DataFrame) -> None:
         x, y, look = points["gflops_per_image"], points["fid"], {"color": color, "zorder": 5}
         ax.errorbar(x, y, points["fid_se"], fmt="none", elinewidth=0.8, **look)
         ax.plot(x, y, shape, label=LABELS[kind], **look, **EDGE)
-    ax.plot([], [], color=GREY, linewidth=1.6, label="Pareto front")
+    ax.plot([], [], color=GREY, linewidth=1.6, label=label)
     ax.plot([], [], color=GREY, linestyle=ALONE, linewidth=0.7, label="front of one kind alone")
 
 
-def _measured(done: pd.DataFrame) -> str:
-    """How FID was measured, e.g. 'FID (5,000 images, classifier features)'."""
+def _measured(done: pd.DataFrame, remeasured: Remeasured | None) -> str:
+    """How FID was measured, e.g. 'proxy front: FID (5,000 images, classifier features)'."""
     images = " or ".join(f"{int(n):,}" for n in sorted(done["n_samples"].unique()))
     metrics = " or ".join(sorted({_metric(str(m)) for m in done["metric_id"]}))
-    bars = done.loc[done["is_pareto"].eq(True), "fid_se"].notna().any()
-    return f"FID ({images} images, {metrics})" + "; bars are one standard error" * bool(bars)
+    text, bars = f"FID ({images} images, {metrics})", "; bars are one standard error"
+    if remeasured is None:
+        known = done.loc[done["is_pareto"].eq(True), "fid_se"].notna().any()
+        return f"proxy front: {text}{bars * bool(known)}"
+    seeds, many = len(remeasured.summary["seeds"]), remeasured.summary["samples"]
+    front = f"front: re-measured with {many:,} images, {seeds} seed{'s' * (seeds != 1)}"
+    return f"{front}{bars}\ntrials: {text}"
 
 
 def _metric(metric_id: str) -> str:

@@ -5,53 +5,37 @@ from __future__ import annotations
 import functools
 import json
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
-
-import torch
 
 from stepsearch.build import build_schedule, coupling_warning, trained_pool
 from stepsearch.config import dump_space, read_space
 from stepsearch.core.errors import ConfigError, RunError
-from stepsearch.core.protocols import Executor, NetCard
-from stepsearch.core.settings import Recipe, RunSettings, content_hash
+from stepsearch.core.protocols import Executor, Genome, NetCard
+from stepsearch.core.settings import RunSettings, content_hash
 from stepsearch.core.space import named
-from stepsearch.evaluate import Evaluator, EvaluatorSpec, pick_device, prepare_evaluation
+from stepsearch.core.yamlfile import read_yaml
+from stepsearch.environment import environment
+from stepsearch.evaluate import Evaluator, EvaluatorSpec, prepare_evaluation
 from stepsearch.executors.local import LocalExecutor
 from stepsearch.executors.ray_pool import RayExecutor
+from stepsearch.executors.remembered import RememberedExecutor
 from stepsearch.loading import scored_recipe, space_images
 from stepsearch.nets.counting import counted
-from stepsearch.nets.families import FAMILIES
+from stepsearch.network_training import train
 from stepsearch.progress import Display
-from stepsearch.recipe_training import Together
 from stepsearch.report import plot_all
-from stepsearch.search import environment, run_search
+from stepsearch.resources import Resources, gpus_per_worker
+from stepsearch.search import run_search
 from stepsearch.signals import Signals
 from stepsearch.store import RunStore, check_absent, is_run, load_run
-from stepsearch.supernet import check_buildable, ensure_supernet, supernet_path
-from stepsearch.training.data import Dataset
-from stepsearch.training.loop import OnStep, Team
-from stepsearch.training.ray_train import RayTrainer
+from stepsearch.supernet import check_buildable
+from stepsearch.warm_start import check_sources, known_measurements, warm_genomes
 
-
-@dataclass(frozen=True, slots=True)
-class Resources:
-    """Where a run runs; no part of what it measures."""
-
-    workers: int = 1
-    executor: str = "auto"  # local in this process, ray; auto is ray for two workers or more
-    address: str | None = None
-    gpus_per_worker: float | None = None  # None shares the GPUs evenly
-
-    @property
-    def alone(self) -> bool:
-        """Whether this process does without Ray."""
-        return self.workers == 1 and self.address is None
-
-
-ALONE = Resources()
+RESOLVED, WARM_FILE = "resolved.yaml", "warm_start.json"
+WARM = "the runs that this one begins from"
 
 
 def start_run(
@@ -78,6 +62,7 @@ def start_run(
         _check_same(settings, out)
     else:
         check_absent(out)
+        check_sources(settings.search.warm_start)
     again = f"`stepsearch resume {out}`" if there else "the same command"
     with Display() as display, Signals(again) as signals:
         images = space_images(settings, display, signals, allow_code=allow_code)
@@ -102,7 +87,9 @@ def start_run(
         with ExitStack() as stack:
             executor = _executor(spec, resources, signals)
             stack.callback(executor.close)
-            store = _store(settings, out, typed, env, there)
+            warm = _warm(settings, cards, out, there)
+            known = known_measurements(settings.search.warm_start, settings, spec.metric_id)
+            store = _store(settings, out, typed, env, warm, there)
             stack.callback(store.close)
             stack.enter_context(_logging_to(out / "log.txt"))
             signals.install(f"`stepsearch resume {out}`")  # again: Ray has put in its own
@@ -110,123 +97,62 @@ def start_run(
                 display.say(f"{out}: the journal's last line was torn; set aside as {store.torn}")
             _canaries(settings, cards, spec, store, display)
             workers = f"{resources.workers} worker{'s' if resources.workers > 1 else ''}"
-            _search(settings, cards, store, executor, display, workers)
+            if known:
+                display.say(f"{len(known)} measurements of {WARM} are taken as they are")
+            remembered = RememberedExecutor(executor, known)
+            _search(settings, cards, store, remembered, display, workers, warm)
 
 
-def _store(settings: RunSettings, out: Path, typed: str, env: str, there: bool) -> RunStore:
+def _store(
+    settings: RunSettings,
+    out: Path,
+    typed: str,
+    env: str,
+    warm: Sequence[Genome],
+    there: bool,
+) -> RunStore:
     if there:
-        return RunStore(out, settings.objectives)
-    files = {"space.yaml": typed, "resolved.yaml": dump_space(settings), "env.json": env}
+        store = RunStore(out, settings.objectives)
+        if settings.search.generations > _generations(out):
+            store.write_text(RESOLVED, dump_space(settings))
+        return store
+    files = {"space.yaml": typed, RESOLVED: dump_space(settings), "env.json": env}
+    if warm:
+        files[WARM_FILE] = json.dumps([list(genome) for genome in warm]) + "\n"
     return RunStore.create(out, settings.objectives, files)
 
 
-def resume_run(out: Path, resources: Resources, *, allow_code: bool = False) -> None:
-    """Continue the run in `out` from its own resolved.yaml."""
-    resolved = out / "resolved.yaml"
-    if not is_run(out) or not resolved.is_file():
-        raise ConfigError(f"{out}: no run directory to resume (no journal or no resolved.yaml)")
-    settings = read_space(resolved)
-    start_run(settings, out, "", resources, resume=True, allow_code=allow_code)
+def _warm(
+    settings: RunSettings, cards: Mapping[str, NetCard], out: Path, there: bool
+) -> tuple[Genome, ...]:
+    """Genomes that the search begins from: those it began from, where it is continued."""
+    if there:
+        path = out / WARM_FILE
+        if not path.is_file():
+            return ()
+        return tuple(map(tuple, json.loads(path.read_text(encoding="utf-8"))))
+    sources = settings.search.warm_start
+    return warm_genomes(sources, settings.space, cards, settings.search.population)
 
 
-def train(
-    recipe: Recipe,
-    data: Dataset,
-    display: Display,
-    signals: Signals,
-    device: str = "auto",
-    resources: Resources = ALONE,
+def resume_run(
+    out: Path,
+    resources: Resources,
+    overrides: Sequence[str] = (),
     *,
     allow_code: bool = False,
-) -> tuple[Path, NetCard]:
-    """The recipe's network, trained with progress unless it is there already."""
-    path = supernet_path(recipe, data)
-    kind = "classifier" if FAMILIES[recipe.family].classifies else "supernet"
-    if path.is_file():
-        display.say(f"{kind} {recipe.name}: recipe unchanged, using {path}")
-    elif recipe.distill is not None:
-        assert recipe.teacher is not None
-        _, teacher = train(recipe.teacher, data, display, signals, device)
-        steps = recipe.distill.steps
-        display.say(f"student {recipe.name}: distilling {teacher.key} in {steps} steps")
-        if not recipe.distill.widths:
-            display.say(
-                f"warning: {recipe.name}: distilling all widths at once is experimental: one score "
-                f"follows their mixture, and a width may make up for what another lacks"
-            )
-        display.stage(f"distilling {recipe.name}", steps)
-        on_step = _shown(steps, display, signals)
-        return ensure_supernet(recipe, data, device=pick_device(device), on_step=on_step)
-    elif recipe.train is not None:
-        steps = recipe.train.steps
-
-        team = f" with {resources.workers} workers" if resources.workers > 1 else ""
-        display.say(f"{kind} {recipe.name}: training {steps} steps on {data.name}{team}")
-        immiscible = recipe.train.immiscible
-        if immiscible is not None and immiscible.method == "knn" and immiscible.pool > 1:
-            display.say(
-                f"warning: {recipe.name}: the nearest of {immiscible.pool} noises (method knn) is "
-                f"not Gaussian as that of sampling is: it is shorter and leans to the mean image"
-            )
-        display.stage(f"training {recipe.name}", steps)
-        with _together(recipe, resources, signals, device, allow_code) as together:
-            return ensure_supernet(
-                recipe,
-                data,
-                device=pick_device(device),
-                on_step=_shown(steps, display, signals if together is None else None),
-                together=together,
-            )
-    return ensure_supernet(recipe, data, device=pick_device(device))
-
-
-def _shown(steps: int, display: Display, signals: Signals | None) -> OnStep:
-    """Shows steps, and that workers took some again; raises where a signal of `signals` came."""
-    last = 0
-
-    def on_step(step: int, losses: Mapping[float, float]) -> None:
-        nonlocal last
-        if step <= last:
-            display.say(f"workers were lost at step {last}; others continue from step {step}")
-        last = step
-        display.training(step, steps, losses)
-        if signals is not None:
-            signals.check()
-
-    return on_step
-
-
-def check_team(recipe: Recipe, resources: Resources) -> None:
-    """ConfigError unless every worker gets as many images of a batch as the others."""
-    if recipe.distill is not None and not resources.alone:
-        raise ConfigError(f"{recipe.file}: a student is distilled in one process; drop --workers")
-    if recipe.train is not None:
-        try:
-            Team(0, resources.workers).rows(recipe.train.batch, recipe.train.accumulate)
-        except ConfigError as error:
-            raise ConfigError(f"{recipe.file}: {error}") from None
-
-
-@contextmanager
-def _together(
-    recipe: Recipe, resources: Resources, signals: Signals, device: str, allow_code: bool
-) -> Iterator[Together | None]:
-    """Workers that train, None where this process does."""
-    if resources.alone:
-        yield None
-        return
-    assert recipe.train is not None
-    gpus = _gpus_per_worker(resources, pick_device(device))
-    trainer = RayTrainer(
-        resources.workers,
-        address=resources.address,
-        cpus_per_worker=1 if gpus else recipe.train.threads,
-        gpus_per_worker=gpus,
-        check=signals.check,
-    )
-    with closing(trainer):
-        signals.install("the same command")  # again: Ray has put in its own
-        yield lambda member, on_step: trainer(replace(member, allow_code=allow_code), on_step)
+) -> None:
+    """Continue the run in `out` from its own resolved.yaml; `overrides` may raise the budget."""
+    resolved = out / RESOLVED
+    if not is_run(out) or not resolved.is_file():
+        raise ConfigError(f"{out}: no run directory to resume (no journal or no resolved.yaml)")
+    settings = read_space(resolved, list(overrides))
+    if settings.search.generations < _generations(out):
+        raise ConfigError(
+            f"search.generations: {settings.search.generations} is less than the "
+            f"{_generations(out)} of {out}; a budget can only grow"
+        )
+    start_run(settings, out, "", resources, resume=True, allow_code=allow_code)
 
 
 def _search(
@@ -236,12 +162,13 @@ def _search(
     executor: Executor,
     display: Display,
     workers: str,
+    warm: Sequence[Genome],
 ) -> None:
     planned = settings.search.population * settings.search.generations
     display.say(f"search: {planned} trials on {workers}, results in {store.path}")
     display.stage("search", planned)
     try:
-        run_search(settings, cards, store, executor, display.trial)
+        run_search(settings, cards, store, executor, display.trial, warm=warm)
     finally:
         if store.trials:
             store.write_tables()
@@ -262,16 +189,9 @@ def _executor(spec: EvaluatorSpec, resources: Resources, signals: Signals) -> Ex
         factory,
         resources.workers,
         address=resources.address,
-        gpus_per_worker=_gpus_per_worker(resources, spec.device),
+        gpus_per_worker=gpus_per_worker(resources, spec.device),
         stopping=signals.stopping,
     )
-
-
-def _gpus_per_worker(resources: Resources, device: str) -> float:
-    if resources.gpus_per_worker is not None:
-        return resources.gpus_per_worker
-    share = torch.cuda.device_count() / resources.workers if device == "cuda" else 0.0
-    return float(int(share)) if share >= 1 else share
 
 
 def _canaries(
@@ -313,18 +233,28 @@ def _canaries(
 
 
 def _check_same(settings: RunSettings, out: Path) -> None:
+    """RunError where the run is of another space; the budget alone may differ."""
     try:
-        found = json.loads((out / "env.json").read_text(encoding="utf-8"))["space_sha256"]
+        env = json.loads((out / "env.json").read_text(encoding="utf-8"))
+        found = env["space_sha256"]
     except (OSError, ValueError, KeyError):
         raise RunError(
             f"{out}/env.json: missing or damaged; restore it or start a new run"
         ) from None
-    wanted = content_hash(settings.content())
+    first = env["generations"] if "generations" in env else _generations(out)
+    begun = replace(settings, search=replace(settings.search, generations=first))
+    wanted = content_hash(begun.content())
     if found != wanted:
         raise RunError(
-            f"{out}: created for space {found[:8]}, this one is {wanted[:8]}; restore the file or "
-            f"start a new run with -o"
+            f"{out}: created for space {found[:8]}, this one is {wanted[:8]}; restore the file, or "
+            f"begin another run from this one with `stepsearch fork {out} SPACE -o NEW`"
         )
+
+
+def _generations(out: Path) -> int:
+    """The budget that a run has by now."""
+    search = read_yaml(out / RESOLVED).section().need("search").section()
+    return search.need("generations").whole(1)
 
 
 def _check_env(out: Path, env: str) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from types import FrameType
 
 from stepsearch.core.errors import Interrupted
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # SLURM warns with SIGUSR1
+TOGETHER = 0.2  # seconds: timeout(1) signals a process, then its group, and means one stop
 
 
 class Signals:
@@ -21,6 +23,7 @@ class Signals:
     def __init__(self, again: str) -> None:
         self._again = again  # what continues, in words
         self._got: str | None = None
+        self._at = 0.0  # seconds, of a clock that is never set back
         self._before = {n: signal.getsignal(n) for n in NUMBERS}
 
     def __enter__(self) -> Signals:
@@ -49,8 +52,11 @@ class Signals:
             )
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
         if self._got is not None:
-            os._exit(130)
-        self._got = signal.Signals(number).name
+            if now - self._at > TOGETHER:
+                os._exit(130)
+            return
+        self._got, self._at = signal.Signals(number).name, now
         text = f"stepsearch: {self._got}: finishing what is running; once more to stop at once\n"
         os.write(2, text.encode())

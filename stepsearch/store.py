@@ -5,26 +5,32 @@ from __future__ import annotations
 import functools
 import io
 import json
+import math
 import os
 import shutil
-import zlib
+import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from stepsearch.core.errors import ConfigError, RunError
-from stepsearch.core.files import sync_folder, write_atomic
+from stepsearch.core.errors import FULL, ConfigError, NoSpace, RunError
+from stepsearch.core.files import disk_errors, sync_folder, write_atomic
 from stepsearch.core.pareto import hypervolume, pareto_front, pareto_rank
 from stepsearch.core.schedule import StepSchedule
 from stepsearch.core.trial import COLUMNS, Measurement, Trial
+from stepsearch.journal import Journal, read_journal, recover_journal
 
 if TYPE_CHECKING:
     import pandas as pd
 
 JOURNAL = "journal.jsonl"
+TABLES = ("trials.csv", "pareto.csv", "generations.csv", "trials.parquet")
+WRITING = 0.05  # part of a search's time at most that goes into tables nobody has asked for yet
 DTYPES = {
     "Int64": (
         "trial_id",
@@ -42,7 +48,9 @@ DTYPES = {
         "fid",
         "fid_se",
         "gflops_per_image",
+        "kid",
         "latency_ms",
+        "peak_memory_mb",
         "pfdiff_c",
         "relay_start",
         "guidance",
@@ -59,6 +67,9 @@ COLUMN_TYPES = dict.fromkeys(COLUMNS, "string") | {c: t for t, cs in DTYPES.item
 class RunStore:
     """One run directory, held by one driver.
 
+    What its disk refuses is NoSpace or RunError, see `disk_errors`: the search ends, every trial
+    that counts is in the journal, and no table is torn.
+
     Raises:
         RunError: held by another driver, or a journal with a damaged line before its end.
     """
@@ -66,19 +77,28 @@ class RunStore:
     def __init__(self, path: Path, objectives: Sequence[str]) -> None:
         self.path, self.objectives = path, tuple(objectives)
         self._lock = FileLock(path / ".lock")
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            raise RunError(
-                f"{path}: another stepsearch is writing here; wait for it or stop it"
-            ) from None
-        try:
-            self.trials, self.torn = recover_journal(path / JOURNAL)
-            self._journal: IO[bytes] = (path / JOURNAL).open("ab")
-            sync_folder(path)
-        except BaseException:
-            self._lock.release()
-            raise
+        self._written, self._took = -float("inf"), 0.0  # seconds: when tables were, and how long
+        with disk_errors(path):
+            try:
+                self._lock.acquire(timeout=0)
+            except Timeout:
+                raise RunError(
+                    f"{path}: another stepsearch is writing here; wait for it or stop it"
+                ) from None
+            try:
+                self._sweep()
+                self.trials, self.torn = recover_journal(path / JOURNAL)
+                self._journal = Journal(path / JOURNAL)
+                sync_folder(path)
+            except BaseException:
+                self._lock.release()
+                raise
+
+    def _sweep(self) -> None:
+        """Remove what a killed driver had begun; the holder of the lock alone writes these."""
+        for name in (*TABLES, "journal.torn-*"):
+            for path in self.path.glob(f".{name}.*.tmp"):
+                path.unlink()
 
     @classmethod
     def create(cls, path: Path, objectives: Sequence[str], files: Mapping[str, str]) -> RunStore:
@@ -86,6 +106,7 @@ class RunStore:
 
         Raises:
             ConfigError: something is there already, or the place cannot be written to.
+            NoSpace: the disk is full.
         """
         check_absent(path)
         draft = path.with_name(f".{path.name}.{os.getpid()}.new")
@@ -97,33 +118,46 @@ class RunStore:
             draft.rename(path)
         except OSError as error:
             shutil.rmtree(draft, ignore_errors=True)
+            check_absent(path)  # another driver may have been quicker
+            if error.errno in FULL:
+                raise NoSpace(f"{path}: {error.strerror}; free some and try again") from None
             raise ConfigError(f"{path}: cannot be created: {error.strerror}") from None
+        with disk_errors(path):
+            sync_folder(path.parent)
         return cls(path, objectives)
 
     def append(self, trial: Trial) -> None:
         """Make a finished trial durable; it counts from here on."""
-        self._journal.write(journal_line(trial))
-        self._journal.flush()
-        os.fsync(self._journal.fileno())
+        with disk_errors(self.path):
+            self._journal.append(trial)
         self.trials.append(trial)
 
-    def write_tables(self) -> None:
-        """Rewrite trials, pareto and generations from the trials so far."""
+    def write_tables(self, *, final: bool = True) -> None:
+        """Rewrite trials, pareto and generations from the trials so far.
+
+        Unless `final`, only where that takes at most the part WRITING of the time since the last.
+        """
+        begun = time.monotonic()
+        if not final and self._took > WRITING * (begun - self._written):
+            return
         trials = trial_frame(self.trials, self.objectives)
         pareto = trials[trials["is_pareto"]].sort_values(
             ["gflops_per_image", "trial_id"], kind="stable"
         )
-        tables = {"trials": trials, "pareto": pareto}
-        tables["generations"] = generation_frame(self.trials, self.objectives)
-        for name, frame in tables.items():
-            write_atomic(self.path / f"{name}.csv", frame.to_csv(index=False).encode())
+        frames = (trials, pareto, generation_frame(self.trials, self.objectives))
         buffer = io.BytesIO()
         trials.to_parquet(buffer, index=False)
-        write_atomic(self.path / "trials.parquet", buffer.getvalue())
+        data = [frame.to_csv(index=False).encode() for frame in frames]
+        with disk_errors(self.path):
+            for name, table in zip(TABLES, [*data, buffer.getvalue()], strict=True):
+                write_atomic(self.path / name, table)
+        self._written = time.monotonic()
+        self._took = self._written - begun
 
     def write_text(self, name: str, text: str) -> None:
         """Write a small file of the run directory, atomically."""
-        write_atomic(self.path / name, text.encode())
+        with disk_errors(self.path):
+            write_atomic(self.path / name, text.encode())
 
     def close(self) -> None:
         """Release the lock; safe to call twice."""
@@ -147,62 +181,6 @@ def check_absent(path: Path) -> None:
         raise ConfigError(f"{path}: exists and is no run directory; choose another with -o")
 
 
-def journal_line(trial: Trial) -> bytes:
-    """One line: a checksum and the trial, both JSON."""
-    text = json.dumps(trial.to_dict(), sort_keys=True)
-    return f'{{"crc": {zlib.crc32(text.encode())}, "trial": {text}}}\n'.encode()
-
-
-def _read_line(line: bytes) -> Trial | None:
-    """The trial of a complete and undamaged line, else None."""
-    try:
-        entry = json.loads(line)
-        text = json.dumps(entry["trial"], sort_keys=True)
-        if entry["crc"] != zlib.crc32(text.encode()):
-            return None
-        return Trial.from_dict(entry["trial"])
-    except (ValueError, KeyError, TypeError):
-        return None
-
-
-def read_journal(path: Path) -> tuple[list[Trial], int]:
-    """Trials of a journal, and the length of its good part; RunError for damage before the end."""
-    data = path.read_bytes() if path.exists() else b""
-    trials: list[Trial] = []
-    good = 0
-    while good < len(data):
-        end = data.find(b"\n", good) + 1
-        trial = _read_line(data[good:end]) if end else None
-        if trial is None:
-            if end and end < len(data):
-                line = data.count(b"\n", 0, good) + 1
-                raise RunError(
-                    f"{path}:{line}: damaged line before the end; restore the file, or cut it off "
-                    f"before this line to lose only what follows"
-                )
-            break
-        trials.append(trial)
-        good = end
-    return trials, good
-
-
-def recover_journal(path: Path) -> tuple[list[Trial], Path | None]:
-    """Trials of a journal; a torn last line is moved to a file of its own, which is returned."""
-    trials, good = read_journal(path)
-    data = path.read_bytes() if path.exists() else b""
-    if good == len(data):
-        return trials, None
-    n = 1
-    while (torn := path.with_name(f"journal.torn-{n}")).exists():
-        n += 1
-    write_atomic(torn, data[good:])
-    with path.open("r+b") as file:
-        file.truncate(good)
-        file.flush()
-        os.fsync(file.fileno())
-    return trials, torn
-
-
 def _values(trial: Trial, objectives: Sequence[str]) -> tuple[float, ...]:
     assert isinstance(trial.result, Measurement)
     return tuple(trial.result.values[name] for name in objectives)
@@ -217,8 +195,9 @@ def trial_frame(trials: Sequence[Trial], objectives: Sequence[str]) -> pd.DataFr
     points = [_values(t, objectives) for t in complete]
     ranks = pareto_rank(points) if points else []
     rank = {t.trial_id: int(r) for t, r in zip(complete, ranks, strict=True)}
-    frame = pd.DataFrame([t.row(rank.get(t.trial_id)) for t in ordered], columns=list(COLUMNS))
-    return frame.astype(COLUMN_TYPES)
+    rows = [t.row(rank.get(t.trial_id)) for t in ordered]
+    columns = {c: pd.array([row[c] for row in rows], dtype=COLUMN_TYPES[c]) for c in COLUMNS}
+    return pd.DataFrame(columns)
 
 
 def generation_frame(trials: Sequence[Trial], objectives: Sequence[str]) -> pd.DataFrame:
@@ -228,24 +207,38 @@ def generation_frame(trials: Sequence[Trial], objectives: Sequence[str]) -> pd.D
     """
     import pandas as pd
 
-    rows, points, reference = [], [], None
-    for generation in sorted({t.generation for t in trials}):
-        born = [t for t in trials if t.generation == generation]
-        points += [_values(t, objectives) for t in born if t.complete]
-        if reference is None and points:
-            reference = [1.1 * max(column) for column in zip(*points, strict=True)]
-        row: dict[str, Any] = {
+    rows: list[dict[str, Any]] = []
+    front: list[tuple[float, ...]] = []  # of all so far; the rest adds nothing later on
+    bound: list[float] | None = None
+    for generation, group in groupby(sorted(trials, key=_place), key=lambda t: t.generation):
+        born = list(group)
+        front += [_values(t, objectives) for t in born if t.complete]
+        if bound is None and front:
+            bound = [_beyond(max(column)) for column in zip(*front, strict=True)]
+        kept = pareto_front(front) if front else []
+        front = [point for point, keep in zip(front, kept, strict=True) if keep]
+        volume = hypervolume(front, bound) if bound else 0.0
+        row = {
             "generation": generation,
             "trials": len(born),
-            "failed": sum(not t.complete for t in born),
-            "front_size": int(pareto_front(points).sum()) if points else 0,
-            "hypervolume": hypervolume(points, reference) if reference else 0.0,
+            "failed": sum(t.failed for t in born),
+            "front_size": len(front),
+            "hypervolume": volume if math.isfinite(volume) else None,
         }
-        columns = list(zip(*points, strict=True)) or [[None]] * len(objectives)
+        columns = list(zip(*front, strict=True)) or [[None]] * len(objectives)
         row |= {f"best_{n}": min(c) for n, c in zip(objectives, columns, strict=True)}
         rows.append(row)
     names = ["generation", "trials", "failed", "front_size", "hypervolume"]
     return pd.DataFrame(rows, columns=[*names, *(f"best_{n}" for n in objectives)])
+
+
+def _place(trial: Trial) -> tuple[int, int]:
+    return trial.generation, trial.trial_id
+
+
+def _beyond(worst: float) -> float:
+    """A tenth beyond the worst value, on the far side of it also below zero."""
+    return min((1.1 if worst > 0 else 0.9) * worst, sys.float_info.max)
 
 
 @dataclass(frozen=True)

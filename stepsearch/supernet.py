@@ -12,6 +12,7 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
+from stepsearch.core.distilled import Distilled
 from stepsearch.core.errors import ConfigError
 from stepsearch.core.process import TRAINED
 from stepsearch.core.protocols import NetCard
@@ -165,17 +166,34 @@ def _make(
             training["immiscible"] = asdict(recipe.train.immiscible) | {
                 "scope": noise_scope(recipe)
             }
-    shape = tuple(data.images.shape[1:])
+    card = _card(recipe, data, training, distilled)
+    save_net(path, card, weights)
+    checkpoint_path(path).unlink(missing_ok=True)
+
+
+def write_untrained(recipe: Recipe, data: Dataset, path: Path) -> NetCard:
+    """Weights of the right shapes that know nothing, for what does not depend on what they know."""
+    family, module = FAMILIES[recipe.family], build_network(recipe, data, "cpu")
+    if recipe.train is None and family.fitted:
+        family.fit(module, data.images.astype(np.float32) / 127.5 - 1, seed=0)
+    distilled = None if recipe.distill is None else distilled_of(recipe, "untrained")
+    return save_net(path, _card(recipe, data, {}, distilled), module.state_dict())
+
+
+def _card(
+    recipe: Recipe, data: Dataset, training: Mapping[str, Any], distilled: Distilled | None
+) -> NetCard:
+    """What is known of a recipe's network; `save_net` adds the hash of its weights."""
+    family, shape = FAMILIES[recipe.family], tuple(data.images.shape[1:])
     empty = build_network(recipe, data, "meta")
-    flops = tuple(family.flops(empty, shape, width) for width in recipe.widths)
-    card = NetCard(
+    return NetCard(
         name=recipe.name,
         sha256="",
         family=recipe.family,
         process=TRAINED if recipe.relay is None else "edm",
         image_shape=shape,
         widths=recipe.widths,
-        flops=flops,
+        flops=tuple(family.flops(empty, shape, width) for width in recipe.widths),
         arch=recipe.net,
         training=training,
         classes=family.classes(recipe.net),
@@ -183,5 +201,3 @@ def _make(
         relay=recipe.relay,
         distilled=distilled,
     )
-    save_net(path, card, weights)
-    checkpoint_path(path).unlink(missing_ok=True)

@@ -89,9 +89,12 @@ class StubExecutor:
         self.seen: Counter[str] = Counter()
         self.schedules: list[StepSchedule] = []
 
-    def map(self, schedules: Iterable[StepSchedule]) -> Iterator[tuple[str, Measurement | Failure]]:
-        waiting = list(schedules)
+    def map(
+        self, schedules: Iterable[StepSchedule], rung: int | None = None
+    ) -> Iterator[tuple[str, Measurement | Failure]]:
+        waiting: Iterable[StepSchedule] = schedules
         if self.shuffle is not None:
+            waiting = list(schedules)
             random.Random(self.shuffle).shuffle(waiting)
         for schedule in waiting:
             self.seen[schedule.key()] += 1

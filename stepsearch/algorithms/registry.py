@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from typing import Protocol
 
 from stepsearch.core.protocols import Algorithm, Genome
 from stepsearch.core.registry import Registry
@@ -22,6 +23,19 @@ class Problem:
     first: tuple[Genome, ...]  # to be asked first
     objectives: int
     identity: Callable[[Genome], Hashable | None]
+    names: tuple[str, ...] = ()  # of the objectives, where they are known
+    width_genes: tuple[tuple[int, ...], ...] = ()  # places of the width genes, network by network
+    ordered: tuple[bool, ...] = ()  # per gene, whether near values mean near things; () = none
 
 
-ALGORITHMS: Registry[Callable[[Problem, SearchSettings], Algorithm]] = Registry("algorithm")
+class AlgorithmClass(Protocol):
+    """How an algorithm is made; ConfigError for settings that it cannot work with."""
+
+    adaptive: bool
+    steady: bool
+
+    def __call__(self, problem: Problem, settings: SearchSettings) -> Algorithm:
+        """A search that has asked nothing yet."""
+
+
+ALGORITHMS: Registry[AlgorithmClass] = Registry("algorithm")

@@ -11,16 +11,21 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn
 
-from stepsearch.cli.common import is_space, read_resources, roots
+from stepsearch.cli.common import is_space, roots
 from stepsearch.cli.convert import convert, convert_arguments
+from stepsearch.cli.export import export, export_arguments
 from stepsearch.cli.networks import distill, distill_arguments, train, train_arguments
+from stepsearch.cli.plan import plan, plan_arguments
+from stepsearch.cli.reeval import reeval, reeval_arguments
+from stepsearch.cli.runs import fork, resume, run, runs_arguments
 from stepsearch.cli.sampling import sample, sample_arguments
 from stepsearch.cli.stats import stats, stats_arguments
-from stepsearch.core.errors import ConfigError, StepsearchError
+from stepsearch.cli.submit import submit, submit_arguments
+from stepsearch.core.errors import FULL, ConfigError, NoSpace, StepsearchError
 
 EXITS = """exit status: 0 done, 1 internal error, 2 bad input, 3 too many failed trials,
 4 no completed trial, 5 run directory corrupt, locked or of another search,
-75 stopped by a signal and resumable, 130 stopped by a second signal"""
+75 stopped by a signal or a full disk and resumable, 130 stopped by a second signal"""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -48,17 +53,15 @@ def _parser() -> argparse.ArgumentParser:
 
     text = "the file, and any overrides such as search.population=8"
     words = {"nargs": "*", "metavar": "FILE|key=value", "help": text}
-    run = command("run", "search a space, e.g. `run search_spaces/digits.yaml --workers 2`", "")
-    run.add_argument("words", **words)
-    run.add_argument("-o", "--output", type=Path, help="run directory (default results/NAME)")
-    run.add_argument("--seed", type=int, help="seed of the search; same as search.seed=S")
-    run.add_argument("--resume", action="store_true", help="continue if the directory is there")
-    resume = command("resume", "continue a stopped run from its journal", "run")
-    for sub in (run, resume):
-        sub.add_argument("--workers", type=int, default=1, help="concurrent trials (default 1)")
-        sub.add_argument("--executor", choices=("auto", "local", "ray"), default="auto")
-        sub.add_argument("--address", help="of a running Ray cluster (default: start one here)")
-        sub.add_argument("--gpus-per-worker", type=float, help="fractions allowed")
+    searching = command(
+        "run", "search a space, e.g. `run search_spaces/digits.yaml --workers 2`", ""
+    )
+    searching.add_argument("words", **words)
+    continuing = command(
+        "resume", "continue a stopped run, e.g. `resume RUN search.generations=20`", ""
+    )
+    text = "begin a run from another, e.g. `fork RUN space.yaml -o NEW search.seed=1`"
+    runs_arguments(searching, continuing, command("fork", text, ""))
     train = command("train", "train the supernet of a recipe; unchanged ones are kept", "")
     train.add_argument("words", **words)
     train_arguments(train)
@@ -73,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     stats_arguments(stats)
     sample_command = command("sample", "write images of a trial, or of a schedule file", "")
     sample_arguments(sample_command)
-    for sub in (run, resume, train, distil, validate, stats, sample_command):
+    for sub in (train, distil, validate, stats, sample_command):
         text = "import the code that a recipe names under data: {dataset: ...}"
         sub.add_argument("--allow-code", action="store_true", help=text)
     status = command("status", "how far a run is", "run")
@@ -85,7 +88,13 @@ def _parser() -> argparse.ArgumentParser:
     told.add_argument("--savings", action="store_true", help=text)
     text = "where one stage, relays and distilled networks are each the best"
     told.add_argument("--kinds", action="store_true", help=text)
+    text = "measure the front again with many images, and how far it can be trusted"
+    reeval_arguments(command("reeval", text, "run"))
     command("plot", "redraw the plots of a run", "run")
+    text = "what a search will take, e.g. `plan search_spaces/digits.yaml --workers 8`"
+    plan_arguments(command("plan", text, ""))
+    submit_arguments(command("submit", "a search as a job of a cluster", ""))
+    export_arguments(command("export", "write a run as an Optuna study", "run"))
     command("ls", "list space files and recipes, here and shipped", "")
     return parser
 
@@ -101,33 +110,13 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     if words:
         given = [*args.words, *rest]
         files = [w for w in given if "=" not in w or Path(w).is_file()]
-        if len(files) != 1:
-            parser.error(f"{args.command}: one FILE is needed, got {files or 'none'}")
-        args.file = Path(files[0])
+        least, most = getattr(args, "files", (1, 1))
+        if not least <= len(files) <= most:
+            needed = getattr(args, "needed", "one FILE")
+            parser.error(f"{args.command}: {needed} is needed, got {files or 'none'}")
+        args.file, args.more = Path(files[0]), [Path(file) for file in files[1:]]
         args.overrides = [w for w in given if w not in files]
     return args
-
-
-def _run(args: argparse.Namespace) -> int:
-    from stepsearch.config import read_space
-    from stepsearch.run import start_run
-
-    resources = read_resources(args)
-    seed = [] if args.seed is None else [f"search.seed={args.seed}"]
-    settings = read_space(args.file, [*args.overrides, *seed])
-    out = args.output or Path("results") / settings.name
-    typed = args.file.read_text(encoding="utf-8-sig")
-    start_run(settings, out, typed, resources, resume=args.resume, allow_code=args.allow_code)
-    print(out)
-    return 0
-
-
-def _resume(args: argparse.Namespace) -> int:
-    from stepsearch.run import resume_run
-
-    resume_run(args.run, read_resources(args), allow_code=args.allow_code)
-    print(args.run)
-    return 0
 
 
 def _validate(args: argparse.Namespace) -> int:
@@ -191,6 +180,7 @@ def _status(args: argparse.Namespace) -> int:
 
 
 def _front(args: argparse.Namespace) -> int:
+    from stepsearch.remeasured import front_words
     from stepsearch.store import load_run
     from stepsearch.tables import front_text, kind_wins, markdown_table, savings
 
@@ -202,16 +192,19 @@ def _front(args: argparse.Namespace) -> int:
         print(frame.to_json(orient="records", indent=2))
     else:
         print(front_text(frame) if made is None else markdown_table(frame), end="")
+    print(front_words(args.run, run.pareto), file=sys.stderr)
     return 0
 
 
 def _plot(args: argparse.Namespace) -> int:
+    from stepsearch.remeasured import load_remeasured
     from stepsearch.report import plot_all
     from stepsearch.store import load_run
 
     run = load_run(args.run)
-    folder = args.run / "plots"
-    for path in plot_all(run.trials, run.pareto, run.generations, run.schedules, folder):
+    frames = (run.trials, run.pareto, run.generations)
+    again = load_remeasured(args.run, run.pareto)
+    for path in plot_all(*frames, run.schedules, args.run / "plots", again):
         print(path)
     return 0
 
@@ -230,15 +223,20 @@ def _ls(args: argparse.Namespace) -> int:
 
 
 COMMANDS = {
-    "run": _run,
-    "resume": _resume,
+    "run": run,
+    "resume": resume,
+    "fork": fork,
     "train": train,
     "distill": distill,
     "convert": convert,
     "validate": _validate,
     "status": _status,
     "front": _front,
+    "reeval": reeval,
     "plot": _plot,
+    "plan": plan,
+    "submit": submit,
+    "export": export,
     "sample": sample,
     "stats": stats,
     "ls": _ls,
@@ -263,4 +261,4 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:  # a full disk, a folder that is not ours
         where = f"{error.filename}: " if error.filename else ""
         print(f"stepsearch: {where}{error.strerror or error}", file=sys.stderr)
-        return 1
+        return NoSpace.exit_code if error.errno in FULL else 1

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 from stepsearch.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from stepsearch.run import Resources
+    from stepsearch.resources import Resources
 
 
 def read_resources(args: argparse.Namespace) -> Resources:
     """Workers and where they are; ConfigError for a number that makes no sense."""
-    from stepsearch.run import Resources
+    from stepsearch.resources import Resources
 
     if args.workers < 1:
         raise ConfigError(f"--workers: must be at least 1, got {args.workers}")

@@ -41,11 +41,11 @@ def train(args: argparse.Namespace) -> int:
     """Train the supernet of a recipe, and measure its widths; the path of weights is printed."""
     given = _eval_options(args)
     from stepsearch.loading import read_data
+    from stepsearch.network_training import check_team
+    from stepsearch.network_training import train as run_training
     from stepsearch.progress import Display
     from stepsearch.recipe_config import read_recipe
     from stepsearch.report_training import eval_path, measure_widths, prepare_widths
-    from stepsearch.run import check_team
-    from stepsearch.run import train as run_training
     from stepsearch.signals import Signals
     from stepsearch.supernet import check_buildable
 
@@ -88,9 +88,9 @@ def distill_arguments(parser: argparse.ArgumentParser) -> None:
 def distill(args: argparse.Namespace) -> int:
     """Distil the student of a recipe, its teacher trained first if need be; its path is printed."""
     from stepsearch.loading import read_data
+    from stepsearch.network_training import train as run_training
     from stepsearch.progress import Display
     from stepsearch.recipe_config import read_recipe
-    from stepsearch.run import train as run_training
     from stepsearch.signals import Signals
     from stepsearch.supernet import check_buildable
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+
+FULL = (errno.ENOSPC, errno.EDQUOT)  # a full disk, a spent quota
+
 
 class StepsearchError(Exception):
     """Base of all expected errors; the message is one line: place, value, remedy."""
@@ -43,5 +47,11 @@ class RunError(StepsearchError):
 
 class Interrupted(StepsearchError):
     """Stopped by a signal; everything finished is in the journal and `resume` continues."""
+
+    exit_code = 75
+
+
+class NoSpace(StepsearchError):
+    """No room on a disk; everything finished is in the journal and `resume` continues."""
 
     exit_code = 75

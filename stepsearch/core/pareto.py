@@ -34,6 +34,24 @@ def pareto_rank(points: ArrayLike) -> NDArray[np.int64]:
     return np.asarray(moocore.pareto_rank(array), dtype=np.int64)
 
 
+def best_first(points: ArrayLike) -> list[int]:
+    """Rows by front number, of one front the least crowded first (Deb et al. 2002, sec. III-B)."""
+    array = _points(points)
+    if not len(array):
+        return []
+    rank = pareto_rank(array)
+    crowding = np.zeros(len(array))
+    for number in np.unique(rank):
+        front = np.flatnonzero(rank == number)
+        for column in array[front].T:
+            order = np.argsort(column, kind="stable")
+            sorted_values = column[order]
+            gap = np.full(len(front), np.inf)
+            gap[1:-1] = (sorted_values[2:] - sorted_values[:-2]) / (np.ptp(column) or 1.0)
+            crowding[front[order]] += gap
+    return [int(i) for i in np.lexsort((-crowding, rank))]
+
+
 def hypervolume(points: ArrayLike, reference: ArrayLike) -> float:
     """Volume dominated by `points` and bounded by `reference`; points beyond it add nothing."""
     array = _points(points)

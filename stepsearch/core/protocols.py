@@ -194,18 +194,36 @@ class FeatureExtractor(Protocol):
 class Algorithm(Protocol):
     """Proposes genomes; knows nothing of networks, workers or files."""
 
-    def ask(self) -> list[Genome]:
-        """The next generation's new genomes; empty when the space is exhausted."""
+    adaptive: bool  # whether what is asked depends on what was told
+    steady: bool  # whether one result may be told and one genome asked at a time
 
-    def tell(self, values: Sequence[tuple[float, ...] | None]) -> None:
-        """Objective values in ask order; None marks a failed trial."""
+    def ask(self, count: int | None = None) -> list[Genome]:
+        """Up to `count` genomes that mean something new, None for a whole generation; empty when
+        the space is exhausted."""
+
+    def tell(
+        self,
+        values: Sequence[tuple[float, ...] | None],
+        genomes: Sequence[Genome] | None = None,
+    ) -> None:
+        """Objective values of `genomes`, or of the last ask in its order; None marks a failure.
+
+        Where `steady`, genomes that were never asked may be told too, as when a run is resumed.
+        """
 
 
 class Executor(Protocol):
     """Runs schedules somewhere and yields each result as it is finished."""
 
-    def map(self, schedules: Iterable[StepSchedule]) -> Iterator[tuple[str, Measurement | Failure]]:
-        """(key, result) once per schedule, in any order."""
+    def map(
+        self, schedules: Iterable[StepSchedule], rung: int | None = None
+    ) -> Iterator[tuple[str, Measurement | Failure]]:
+        """(key, result) once per schedule, in any order.
+
+        A schedule is taken from `schedules` only when a worker is free, after every result that was
+        yielded before: what is asked next may depend on them. `rung` is the step of the fidelity
+        ladder to measure, None for the full evaluation.
+        """
 
     def close(self) -> None:
         """Release workers; safe to call twice."""

@@ -159,6 +159,20 @@ class Recipe:
 
 
 @dataclass(frozen=True, slots=True)
+class Rung:
+    """One step of the fidelity ladder: what few images say decides who is measured with more."""
+
+    images: int
+    objective: str
+    keep: float  # part of a generation that goes on, by rank of non-domination
+
+    @property
+    def name(self) -> str:
+        """Of its value among those of a measurement, 'kid_1000'."""
+        return f"{self.objective}_{self.images}"
+
+
+@dataclass(frozen=True, slots=True)
 class EvaluationSettings:
     """How a schedule is scored: `images` per candidate in batches of `batch`."""
 
@@ -170,6 +184,10 @@ class EvaluationSettings:
     device: str = "auto"
     reference: str | None = None  # statistics of `stepsearch stats`; None takes those of the data
     counting: str = FULL_COUNT  # one of COUNTINGS: which FLOPs gflops_per_image holds
+    ladder: tuple[Rung, ...] = ()  # the cheapest first, before the full evaluation
+
+
+MODES = ("generational", "steady")  # tell a generation, or one result, before asking again
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +200,9 @@ class SearchSettings:
     seed: int = 0
     crossover: float = 0.9  # probability that a pair of parents is crossed
     mutation: float | None = None  # rate per gene; None = 1 / number of genes
+    mode: str = MODES[0]
+    weights: tuple[float, ...] = ()  # of the objectives, for an algorithm that adds them up
+    warm_start: tuple[str, ...] = ()  # runs, tables and schedules to begin from, absolute paths
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,8 +255,13 @@ class RunSettings:
             del data["space"]["guidances"]
         if self.space.bank is None:
             del data["space"]["bank"]
+        for name in ("mode", "weights", "warm_start"):
+            if getattr(self.search, name) == getattr(SearchSettings(), name):
+                del data["search"][name]
         del data["evaluation"]["device"]
         if self.evaluation.counting == FULL_COUNT:
             del data["evaluation"]["counting"]
+        if not self.evaluation.ladder:
+            del data["evaluation"]["ladder"]
         del data["evaluation"]["reference"]  # the metric's id says more than where it lies
         return data

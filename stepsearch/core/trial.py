@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from stepsearch.core.counting import FULL_COUNT
+from stepsearch.core.protocols import Genome
 from stepsearch.core.schedule import run_length
 from stepsearch.core.space import Candidate
 
@@ -20,10 +21,12 @@ COLUMNS = [
     "is_pareto",
     "fid",
     "fid_se",
+    "kid",
     "gflops_per_image",
     "counting",
     "nfe",
     "latency_ms",
+    "peak_memory_mb",
     "kind",
     "supernet",
     "immiscible_batch",
@@ -52,14 +55,18 @@ COLUMNS = [
     "metric_id",
     "seconds",
     "started_at",
+    "fail_kind",
     "error",
 ]
+MEASURED = ("fid", "fid_se", "kid", "gflops_per_image", "latency_ms", "peak_memory_mb")
 TIME_COLUMNS = (
     "latency_ms",
+    "peak_memory_mb",
     "seconds",
     "started_at",
 )  # the only ones that two equal runs differ in
-COMPLETE, FAILED = "COMPLETE", "FAIL"
+COMPLETE, FAILED, SCREENED = "COMPLETE", "FAIL", "SCREENED"
+FAIL_KINDS = ("error", "nonfinite", "memory", "timeout", "died")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +95,18 @@ class Failure:
     attempts: int
     seconds: float = 0.0
     started_at: str = ""
+    kind: str = "error"  # one of FAIL_KINDS
+    values: Mapping[str, float] = field(default_factory=dict, hash=False)  # of rungs before
+
+
+@dataclass(frozen=True, slots=True)
+class Screened:
+    """A schedule that a rung of the fidelity ladder let go no further; `values` by `Rung.name`."""
+
+    values: Mapping[str, float] = field(hash=False)
+    n_samples: int
+    seconds: float
+    started_at: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,28 +119,40 @@ class Trial:
     schedule: str  # StepSchedule.to_json()
     candidate: Candidate
     call_widths: tuple[float, ...]
-    result: Measurement | Failure
+    result: Measurement | Failure | Screened
     trained: Mapping[str, Any] = field(default_factory=dict, hash=False)  # of RunSettings.trained
+    genome: Genome = ()  # empty in journals of the first version
 
     @property
     def complete(self) -> bool:
         """True where there is a measurement."""
         return isinstance(self.result, Measurement)
 
+    @property
+    def failed(self) -> bool:
+        """True where it could not be measured."""
+        return isinstance(self.result, Failure)
+
+    @property
+    def state(self) -> str:
+        """COMPLETE, FAILED or SCREENED."""
+        return STATES[type(self.result)]
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON data, inverse of `from_dict`."""
         data = asdict(self) | {"candidate": self.candidate.to_dict()}
-        data["state"] = COMPLETE if self.complete else FAILED
+        data["state"] = self.state
         return data
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Trial:
         """Read a journal entry; KeyError, TypeError or ValueError where it is not one."""
         fields = dict(data)
-        kind = Measurement if fields.pop("state") == COMPLETE else Failure
-        fields["result"] = kind(**fields["result"])
+        kinds = {state: kind for kind, state in STATES.items()}
+        fields["result"] = kinds[fields.pop("state")](**fields["result"])
         fields["candidate"] = Candidate.from_dict(fields["candidate"])
         fields["call_widths"] = tuple(fields["call_widths"])
+        fields["genome"] = tuple(fields.get("genome", ()))
         return cls(**fields)
 
     def row(self, rank: int | None) -> dict[str, Any]:
@@ -134,7 +165,7 @@ class Trial:
             "trial_id": self.trial_id,
             "key": self.key,
             "generation": self.generation,
-            "state": COMPLETE if self.complete else FAILED,
+            "state": self.state,
             "rank": rank,
             "is_pareto": rank == 0,
             "nfe": len(self.call_widths),
@@ -164,12 +195,17 @@ class Trial:
             row |= {"relay_grid_args": _arguments(grid)}
             row |= {"relay_solver_args": _arguments(second.solver_args)}
         if isinstance(r, Measurement):
-            row |= {name: r.values.get(name) for name in ("fid", "fid_se", "gflops_per_image")}
+            row |= {name: r.values.get(name) for name in MEASURED}
             row |= {"n_samples": r.n_samples, "seed": r.seed, "metric_id": r.metric_id}
             row["counting"] = r.counting if "gflops_per_image" in r.values else None
+        elif isinstance(r, Failure):
+            row |= {"error": r.error, "fail_kind": r.kind}
         else:
-            row["error"] = r.error
+            row["n_samples"] = r.n_samples
         return row
+
+
+STATES = {Measurement: COMPLETE, Failure: FAILED, Screened: SCREENED}
 
 
 def _arguments(args: Mapping[str, Any]) -> str | None:

@@ -12,7 +12,7 @@ from stepsearch.core.trial import Failure, Measurement
 
 ATTEMPTS = 3  # a schedule that fails so often is a failed trial
 
-Score = Callable[[StepSchedule], Measurement]
+Score = Callable[..., Measurement]  # of a schedule, or of a schedule and a rung
 log = logging.getLogger(__name__)
 
 
@@ -22,15 +22,42 @@ class Trouble:
 
     summary: str
     details: str = ""
+    kind: str = "error"  # one of FAIL_KINDS
+
+    @property
+    def final(self) -> bool:
+        """Whether another attempt would end the same: the same arithmetic, the same numbers.
+
+        Any other trouble may be the machine's: memory that neighbours took, a file that was away.
+        """
+        return self.kind == "nonfinite"
 
 
-def attempt(score: Score, schedule: StepSchedule) -> Measurement | Trouble:
+def attempt(score: Score, schedule: StepSchedule, rung: int | None = None) -> Measurement | Trouble:
     """Score a schedule; a candidate may fail in any way without ending the search."""
     try:
-        return score(schedule)
+        return score(schedule) if rung is None else score(schedule, rung)
     except Exception as error:
         first = (str(error).strip().splitlines() or [""])[0]
-        return Trouble(f"{type(error).__name__}: {first}", traceback.format_exc())
+        return Trouble(f"{type(error).__name__}: {first}", traceback.format_exc(), _kind(error))
+
+
+def _kind(error: Exception) -> str:
+    names = {cls.__name__ for cls in type(error).__mro__}
+    # torch's errors by name, as torch may not be there: of a GPU, and of the CPU's allocator
+    if isinstance(error, MemoryError) or "OutOfMemoryError" in names:
+        return "memory"
+    if isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error):
+        return "memory"
+    return "nonfinite" if _of_measurement(error) else "error"
+
+
+def _of_measurement(error: Exception) -> bool:
+    """Whether it is Measurement's own refusal of NaN and infinity."""
+    if not isinstance(error, ValueError):
+        return False
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return frame.f_code is Measurement.__post_init__.__code__
 
 
 def note_trouble(schedule: StepSchedule, tries: int, trouble: Trouble) -> None:
@@ -43,7 +70,8 @@ def note_trouble(schedule: StepSchedule, tries: int, trouble: Trouble) -> None:
 class LocalExecutor:
     """`factory` builds the scoring function once, when the first schedule arrives.
 
-    Once `stopping` is true nothing new is begun, and `map` ends early.
+    Once `stopping` is true nothing new is begun, and `map` ends early. There is no time limit: a
+    schedule that hangs hangs this process.
     """
 
     def __init__(
@@ -52,24 +80,34 @@ class LocalExecutor:
         self._factory, self._stopping = factory, stopping
         self._score: Score | None = None
 
-    def map(self, schedules: Iterable[StepSchedule]) -> Iterator[tuple[str, Measurement | Failure]]:
-        """Results in the order of `schedules`."""
-        for schedule in schedules:
-            if self._stopping():
-                return
+    def map(
+        self, schedules: Iterable[StepSchedule], rung: int | None = None
+    ) -> Iterator[tuple[str, Measurement | Failure]]:
+        """Results in the order of `schedules`, each taken when the result before was used."""
+        source = iter(schedules)
+        while not self._stopping() and (schedule := next(source, None)) is not None:
             if self._score is None:
                 self._score = self._factory()
-            yield schedule.key(), self._result(self._score, schedule)
+            result = self._result(self._score, schedule, rung)
+            if result is None:
+                return
+            yield schedule.key(), result
 
-    def _result(self, score: Score, schedule: StepSchedule) -> Measurement | Failure:
-        trouble = Trouble("never tried")
-        for tries in range(1, ATTEMPTS + 1):
-            outcome = attempt(score, schedule)
+    def _result(
+        self, score: Score, schedule: StepSchedule, rung: int | None
+    ) -> Measurement | Failure | None:
+        """None where it failed and is not to be tried again because the run stops."""
+        tries = 0
+        while True:
+            outcome = attempt(score, schedule, rung)
             if isinstance(outcome, Measurement):
                 return outcome
-            trouble = outcome
-            note_trouble(schedule, tries, trouble)
-        return Failure(trouble.summary, ATTEMPTS)
+            tries += 1
+            note_trouble(schedule, tries, outcome)
+            if outcome.final or tries == ATTEMPTS:
+                return Failure(outcome.summary, tries, kind=outcome.kind)
+            if self._stopping():
+                return None
 
     def close(self) -> None:
         """Nothing to release."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from stepsearch.core.protocols import NetCard
 from stepsearch.core.schedule import CFG, Call, Stage, StepSchedule
@@ -19,17 +19,24 @@ class GflopsPerImage:
         self, schedule: StepSchedule, cards: Mapping[str, NetCard], samples: Samples | None
     ) -> float:
         """Sum over all calls of all stages, guidance included."""
-        return sum(_gflops(call, stage, cards) for stage in schedule.stages for call in stage.calls)
+
+        def once(net: str, width: float) -> float:
+            return cards[net].gflops(width)
+
+        return sum(call_cost(call, s, once) for s in schedule.stages for call in s.calls)
 
 
-def _gflops(call: Call, stage: Stage, cards: Mapping[str, NetCard]) -> float:
-    """Cost of one call; classifier-free guidance asks the network twice unless its scale is 0."""
-    once = cards[stage.net].gflops(call.width)
+def call_cost(call: Call, stage: Stage, once: Callable[[str, float], float]) -> float:
+    """Cost of one call, where asking a network once costs `once(net, width)`.
+
+    Classifier-free guidance asks the network twice unless its scale is 0.
+    """
+    own = once(stage.net, call.width)
     if call.scale is None or stage.guide is None:
-        return once
+        return own
     if stage.guide == CFG:
-        return 2 * once if call.scale else once
-    return once + cards[stage.guide].gflops(1.0)
+        return 2 * own if call.scale else own
+    return own + once(stage.guide, 1.0)
 
 
 class Nfe:

@@ -34,10 +34,13 @@ class Statistics:
 
     def save(self, path: Path) -> None:
         """Write an npz; mean and covariance also under the names of pytorch-fid and EDM."""
-        mean, cov = self.reference.mean, self.reference.cov
+        mean, cov, features = self.reference.mean, self.reference.cov, self.reference.features
         about = {k: v for k, v in vars(self).items() if k != "reference"} | {"format": FORMAT}
         buffer = io.BytesIO()
-        np.savez(buffer, mean=mean, cov=cov, mu=mean, sigma=cov, metadata=json.dumps(about))
+        arrays = {"mean": mean, "cov": cov, "mu": mean, "sigma": cov}
+        if features is not None:
+            arrays["features"] = features
+        np.savez(buffer, metadata=json.dumps(about), **arrays)
         write_atomic(path, buffer.getvalue())
 
     @classmethod
@@ -52,15 +55,25 @@ class Statistics:
                         f"write statistics with `stepsearch stats`"
                     )
                 mean, cov = file["mean"], file["cov"]
+                features = file.get("features")
                 about = json.loads(file["metadata"].item())
             _check(mean, cov, about)
+            _check_features(features, len(mean))
             del about["format"]
-            return cls(Reference(mean, cov), **about | {"shape": tuple(about["shape"])})
+            return cls(Reference(mean, cov, features), **about | {"shape": tuple(about["shape"])})
         except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
             raise ConfigError(
                 f"{path}: no readable statistics ({type(error).__name__}: {error}); write them "
                 f"again with `stepsearch stats`"
             ) from None
+
+    def check_kid(self, path: str) -> None:
+        """ConfigError unless there are features of real images, which KID compares with."""
+        if self.reference.features is None:
+            raise ConfigError(
+                f"evaluation.reference: {path}: has no features of real images, which kid needs; "
+                f"write statistics again with `stepsearch stats`, or leave out kid"
+            )
 
     def check_extractor(self, path: str, extractor: FeatureExtractor) -> None:
         """ConfigError unless `extractor` is the one that these statistics were made with."""
@@ -84,3 +97,13 @@ def _check(mean: np.ndarray, cov: np.ndarray, about: dict[str, object]) -> None:
         raise ValueError("cov is not finite and symmetric")
     if not all(isinstance(about[k], str) for k in TEXTS) or type(about["images"]) is not int:
         raise ValueError("metadata of other types")
+
+
+def _check_features(features: np.ndarray | None, dim: int) -> None:
+    """ValueError for features of real images that cannot be what `save` wrote."""
+    if features is None:
+        return
+    if features.ndim != 2 or features.shape[1] != dim or features.dtype != np.dtype("f4"):
+        raise ValueError(f"features {features.dtype}{features.shape} of dimension {dim}")
+    if len(features) < 2 or not np.isfinite(features).all():
+        raise ValueError("features are not finite, or of a single image")

@@ -24,6 +24,7 @@ class Samples:
 
     features: np.ndarray
     reference: Reference
+    peak_memory_mb: float | None = None  # of a batch, where it was measured
 
     @cached_property
     def features64(self) -> np.ndarray:

@@ -1,20 +1,19 @@
 """One contract for every executor, and what Ray's owes on top of it: workers may die."""
 
 import contextlib
-import os
-import signal
 import threading
 import time
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
+import torch
 from support import CARDS, SPACE, score
 
 from stepsearch.build import build_schedule
-from stepsearch.core.errors import ConfigError, StepsearchError
+from stepsearch.core.errors import ConfigError, Interrupted, StepsearchError
 from stepsearch.core.trial import Failure, Measurement
 from stepsearch.executors import ray_pool
+from stepsearch.executors.deadline import Limits
 from stepsearch.executors.local import ATTEMPTS, LocalExecutor
 from stepsearch.executors.ray_pool import RayExecutor
 
@@ -28,9 +27,10 @@ def make_factory(folder):
 
     def factory():
         import os
+        from dataclasses import replace
         from pathlib import Path
 
-        def behave(schedule):
+        def behave(schedule, *rung):
             key, tried = schedule.key(), Path(folder)
             attempts = len(list(tried.glob(f"{key}-*")))
             (tried / f"{key}-{attempts}").write_text(str(os.getpid()))
@@ -41,7 +41,7 @@ def make_factory(folder):
                 raise ArithmeticError("no good\nsecond line")
             if width == 0.75 and attempts == 0:
                 raise OSError("only once")
-            return table[key]
+            return replace(table[key], n_samples=rung[0]) if rung else table[key]
 
         return behave
 
@@ -101,6 +101,30 @@ class TestContract:
         assert results_of(executor, schedules) == {s.key(): score(s) for s in schedules}
         assert {attempts_of(folder, s) for s in schedules} == {2}
 
+    def test_schedules_are_taken_one_by_one_when_earlier_results_were_used(self, pool):
+        executor, _ = pool
+        workers = 1 if isinstance(executor, LocalExecutor) else 2
+        used, taken = [], []
+
+        def source():
+            for schedule in schedules_of(FINE):
+                taken.append(len(used))
+                assert len(taken) - len(used) <= workers  # never more than can run
+                yield schedule
+
+        for key, _ in executor.map(source()):
+            used.append(key)
+        assert len(used) == len(taken) == 6
+        assert taken[workers:] == list(range(1, 7 - workers))  # one result, one schedule
+
+    @pytest.mark.parametrize("rung", [0, 3])
+    def test_the_rung_is_passed_on(self, pool, rung):
+        executor, _ = pool
+        schedules = schedules_of(FINE, 3)
+        for _, result in executor.map(iter(schedules), rung):
+            assert isinstance(result, Measurement)
+            assert result.n_samples == rung
+
     @pytest.mark.parametrize("pool", [RAY], indirect=True)
     def test_a_candidate_that_kills_its_worker_fails_alone_after_three_workers(self, pool):
         executor, folder = pool
@@ -109,51 +133,11 @@ class TestContract:
         for schedule in bad:
             failure = found[schedule.key()]
             assert isinstance(failure, Failure)
-            assert (failure.error.split(" (")[0], failure.attempts) == ("worker died", 3)
+            assert (failure.error, failure.kind, failure.attempts) == ("worker died", "died", 3)
             pids = {path.read_text() for path in folder.glob(f"{schedule.key()}-*")}
             assert len(pids) == attempts_of(folder, schedule) == 3
         assert all(found[s.key()] == score(s) for s in good)
         assert results_of(executor, good) == {s.key(): score(s) for s in good}
-
-
-@pytest.mark.ray
-def test_a_worker_killed_from_outside_is_replaced_and_nothing_is_printed(tmp_path, capfd):
-    schedules = schedules_of(FINE, 8)
-    table = {s.key(): score(s) for s in schedules}
-
-    def factory():
-        import os
-        import time
-        from pathlib import Path
-
-        def slow(schedule):
-            (Path(tmp_path) / f"{schedule.key()}-{os.getpid()}").touch()
-            time.sleep(0.3)
-            return table[schedule.key()]
-
-        return slow
-
-    executor = RayExecutor(factory, 2)
-    victim = executor.pids[0]
-
-    def kill():
-        while not list(tmp_path.glob(f"*-{victim}")):
-            time.sleep(0.01)
-        os.kill(victim, signal.SIGKILL)
-
-    assassin = threading.Thread(target=kill, daemon=True)
-    try:
-        assert victim != executor.pids[1]
-        assassin.start()
-        assert results_of(executor, schedules) == table
-    finally:
-        executor.close()
-    assassin.join(timeout=10)
-    assert not assassin.is_alive()
-    tried = sorted(path.name.split("-")[0] for path in tmp_path.iterdir())
-    assert len(tried) == len(schedules) + 1  # one was tried twice
-    assert len({path.name.split("-")[1] for path in tmp_path.iterdir()}) == 3
-    assert capfd.readouterr().out == ""
 
 
 @pytest.mark.ray
@@ -170,42 +154,134 @@ def test_workers_that_cannot_start_are_one_line_and_leave_nothing_running():
     assert not ray.is_initialized()
 
 
-@pytest.mark.parametrize(
-    ("workers", "gpus", "message"),
-    [
-        (9, 0.0, r"--workers 9: needs 9 CPUs, the Ray cluster has 8"),
-        (6, 0.5, r"--workers 6: needs 3 GPUs, the Ray cluster has 2"),
-    ],
-)
-def test_a_cluster_that_is_too_small_is_named_with_what_it_lacks(
-    monkeypatch, workers, gpus, message
-):
-    closed = []
-    cluster = SimpleNamespace(
-        init=lambda **settings: None,
-        cluster_resources=lambda: {"CPU": 8.0, "GPU": 2.0},
-        shutdown=lambda: closed.append(True),
-    )
-    monkeypatch.setattr(ray_pool, "_import_ray", lambda address: cluster)
-    with pytest.raises(ConfigError, match=message):
-        RayExecutor(score_factory, workers, address="10.0.0.1:6379", gpus_per_worker=gpus)
-    assert closed
+@pytest.fixture(scope="class")
+def stop():
+    return threading.Event()
 
 
-@pytest.mark.parametrize("error", [ConnectionError("refused"), ValueError("a\nb"), RuntimeError()])
-def test_a_cluster_that_cannot_be_reached_is_named(monkeypatch, error):
-    def init(**settings):
-        raise error
+@pytest.fixture(scope="class")
+def executor(stop):
+    """Two workers, three seconds for each attempt; the width says whether it needs 0, 1 or more."""
 
-    cluster = SimpleNamespace(init=init, shutdown=lambda: None)
-    monkeypatch.setattr(ray_pool, "_import_ray", lambda address: cluster)
-    with pytest.raises(ConfigError, match=r"cannot reach 10\.0\.0\.1:6379") as caught:
-        RayExecutor(score_factory, 1, address="10.0.0.1:6379")
-    assert "\n" not in str(caught.value)
+    def factory():
+        import time
+
+        from stepsearch.core.trial import Measurement
+
+        def sleep(schedule):
+            time.sleep({0.25: 0.0, 0.75: 1.0, 1.0: 3600.0}[schedule.widths[0]])
+            return Measurement({"fid": 1.0}, 1, 0, "stub", 0.1, "")
+
+        return sleep
+
+    limits = Limits(first=3.0, enough=1000)
+    executor = RayExecutor(factory, 2, limits=limits, stopping=stop.is_set)
+    yield executor
+    executor.close()
 
 
-def score_factory():
-    return score
+@pytest.mark.ray
+class TestRay:
+    """What only workers that are processes can do."""
+
+    def test_a_candidate_that_hangs_is_ended_three_times_and_the_others_go_on(self, executor):
+        hangs, *fine = schedules_of(DIES, 1) + schedules_of(FINE, 4)
+        began = time.monotonic()
+        found = results_of(executor, [hangs, *fine])
+        assert found.pop(hangs.key()) == Failure(
+            "no result within its time limit", ATTEMPTS, kind="timeout"
+        )
+        assert all(isinstance(result, Measurement) for result in found.values())
+        assert time.monotonic() - began > 3 * 3.0
+
+    def test_what_an_abandoned_map_left_running_is_no_result_of_the_next(self, executor):
+        slow, quick = schedules_of(FLAKY, 2), schedules_of(FINE, 3)
+        abandoned = executor.map(iter([quick[0], *slow]))
+        assert next(abandoned)[0] == quick[0].key()
+        abandoned.close()
+        results_of(executor, quick)
+        results_of(executor, slow)
+
+    def test_a_stop_is_heard_while_nothing_finishes_and_ends_with_the_limit(self, executor, stop):
+        (hangs,) = schedules_of(DIES, 1)
+        timer = threading.Timer(0.5, stop.set)
+        timer.start()
+        began = time.monotonic()
+        assert list(executor.map(iter([hangs, *schedules_of(FINE, 2)])))[-1][0] != hangs.key()
+        assert time.monotonic() - began < 2 * 3.0 + 1
+        assert list(executor.map(iter([hangs]))) == []
+        timer.join()
+        stop.clear()
+
+    def test_a_worker_out_of_memory_is_told_from_one_that_died(self, executor, monkeypatch):
+        known = executor._ray.exceptions
+
+        def get(promise):
+            raise known.OutOfMemoryError("killed by the monitor")
+
+        monkeypatch.setattr(executor._ray, "get", get)
+        (schedule,) = schedules_of(FINE, 1)
+        ((_, failure),) = executor.map(iter([schedule]))
+        assert isinstance(failure, Failure)
+        monkeypatch.undo()
+        assert (failure.kind, failure.attempts) == ("memory", ATTEMPTS)
+
+
+@pytest.mark.ray
+def test_when_all_workers_are_gone_the_run_is_interrupted_and_says_why(tmp_path, monkeypatch):
+    monkeypatch.setattr(ray_pool, "START_SECONDS", 2.0)
+    (schedule,) = schedules_of(DIES, 1)
+
+    def factory():
+        import os
+        from pathlib import Path
+
+        mark = Path(tmp_path) / "started"
+        if mark.exists():
+            raise RuntimeError("the disk is full")
+        mark.touch()
+        return lambda schedule: os._exit(1)
+
+    executor = RayExecutor(factory, 1)
+    with contextlib.closing(executor), pytest.raises(Interrupted) as caught:
+        list(executor.map(iter([schedule])))
+    text = str(caught.value)
+    assert "all workers are gone" in text
+    assert "the disk is full" in text
+    assert "stepsearch resume" in text
+    assert caught.value.exit_code == 75
+
+
+class Outcomes:
+    """A score that raises what its schedule's number of calls stands for."""
+
+    KINDS = {1: "nonfinite", 2: "nonfinite", 3: "memory", 4: "memory", 5: "memory", 6: "error"}
+
+    def __init__(self):
+        self.tried = 0
+
+    def __call__(self, schedule):
+        self.tried += 1
+        n = schedule.nfe
+        if n <= 2:
+            return replace(score(schedule), values={"fid": float("nan" if n == 1 else "inf")})
+        raise {
+            3: MemoryError(),
+            4: torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+            5: RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+            6: ValueError("objectives must be finite, says somebody else"),
+        }[n]
+
+
+@pytest.mark.parametrize("schedule", schedules_of(FINE), ids=Outcomes.KINDS.values())
+def test_every_failure_has_its_kind_and_only_arithmetic_is_not_tried_again(schedule):
+    outcomes = Outcomes()
+    executor = LocalExecutor(lambda: outcomes)
+    ((_, failure),) = executor.map(iter([schedule]))
+    kind = Outcomes.KINDS[schedule.nfe]
+    assert isinstance(failure, Failure)
+    assert failure.kind == kind
+    assert failure.attempts == outcomes.tried == (1 if kind == "nonfinite" else ATTEMPTS)
 
 
 def test_a_failure_is_logged_with_its_traceback(tmp_path, caplog):

@@ -20,7 +20,8 @@ from stepsearch.core.trial import Failure
 from stepsearch.evaluate import sample as evaluate_sample
 from stepsearch.nets.load import load_net, save_net
 from stepsearch.sample import grid
-from stepsearch.store import JOURNAL, journal_line, read_journal
+from stepsearch.journal import journal_line, read_journal
+from stepsearch.store import JOURNAL
 
 RUN = ["run", "search_spaces/toy.yaml", "-o", "out", "schedule.calls=[4]", "evaluation.seed=3"]
 RUN += ["search.population=8", "search.generations=1", "evaluation.images=80"]

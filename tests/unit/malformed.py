@@ -224,7 +224,7 @@ VALUES = edits(
         ("unknown device", "auto", "§gpu", "unknown value 'gpu'", "known: auto, cpu, cuda"),
         ("evaluation null", SPACE[SPACE.index(" {im") : SPACE.index("\nsearch")], "§", "got None"),
         # search
-        ("unknown algorithm", "nsga2", "§nsga3", "'nsga3'", "did you mean 'nsga2'"),
+        ("unknown algorithm", "nsga2", "§nsga4", "'nsga4'", "did you mean 'nsga"),
         ("population 1", "population: 8", "population: §1", "between 2 and 100000, got 1"),
         ("population text", "population: 8", "population: §eight", "got 'eight'"),
         ("population true", "population: 8", "population: §true", "got True"),

@@ -143,11 +143,13 @@ def test_front_shows_uniform_settings_the_front_and_how_fid_was_measured(
     report.plot_front(trials, tmp_path / "front")
     ax, bar = figures[0].axes
     labels = [text.get_text() for text in figures[0].legends[0].get_texts()]
-    assert labels[0] == "Pareto front"
+    assert labels[0] == "proxy front"
     assert labels[1:] == [f"uniform width, DDIM {n} calls (0.25 to 1)" for n in (5, 10, 20)]
-    assert ax.get_title(loc="left").startswith("FID (5,000 images, classifier features)")
+    assert ax.get_title(loc="left").startswith(
+        "proxy front: FID (5,000 images, classifier features)"
+    )
     assert bar.get_ylabel() == "trials, by generation"
-    line = next(line for line in ax.get_lines() if line.get_label() == "Pareto front")
+    line = next(line for line in ax.get_lines() if line.get_label() == "proxy front")
     want = trials[trials["is_pareto"]].sort_values("gflops_per_image")
     np.testing.assert_array_equal(line.get_xdata(), want["gflops_per_image"])
     np.testing.assert_array_equal(line.get_ydata(), want["fid"])
@@ -190,7 +192,7 @@ def test_points_of_the_front_are_told_apart_by_kind(mixed):
     assert len(shapes) == 3
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert labels[:3] == ["single stage", "relay", "distilled"]
-    assert labels[3:5] == ["Pareto front", "front of one kind alone"]
+    assert labels[3:5] == ["proxy front", "front of one kind alone"]
 
 
 def test_every_trial_has_the_light_tone_of_its_kind(mixed):
@@ -263,7 +265,7 @@ def test_points_that_a_third_objective_keeps_are_not_on_the_staircase(tmp_path, 
     )
     figures = drawn(monkeypatch)
     report.plot_front(frame.assign(is_pareto=True), tmp_path / "front")
-    line = next(x for x in figures[0].axes[0].get_lines() if x.get_label() == "Pareto front")
+    line = next(x for x in figures[0].axes[0].get_lines() if x.get_label() == "proxy front")
     assert list(line.get_ydata()) == [9.0, 5.0]
 
 

@@ -12,7 +12,8 @@ from stepsearch.core.errors import ConfigError, RunError
 from stepsearch.core.pareto import hypervolume
 from stepsearch.core.schedule import StepSchedule
 from stepsearch.core.trial import COLUMNS, Failure, Measurement, Trial
-from stepsearch.store import JOURNAL, RunStore, journal_line, load_run, recover_journal
+from stepsearch.journal import journal_line, recover_journal
+from stepsearch.store import JOURNAL, RunStore, load_run
 
 FILES = {"space.yaml": "a: 1\n", "resolved.yaml": "a: 1\nb: 2\n", "env.json": "{}\n"}
 NUMBERS = ("fid", "fid_se", "gflops_per_image", "mean_width", "seconds")

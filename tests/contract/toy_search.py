@@ -1,0 +1,61 @@
+"""A search without schedules: genomes with meanings, values, and loops that ask and tell."""
+
+from stepsearch.algorithms.registry import ALGORITHMS, Problem
+from stepsearch.core.settings import SearchSettings
+
+NAMES = list(ALGORITHMS)
+STEADY = [name for name in NAMES if ALGORITHMS[name].steady]
+SLOW = {"optuna-gp"}  # a third of a second an ask, once ten values are known
+SIZES = (3, 2, 5, 1, 4, 4, 4)
+
+
+def meaning(genome):
+    """Two genomes share a meaning, and a fifth of all is ruled out."""
+    return None if sum(genome) % 5 == 0 else (*genome[:-1], genome[-1] // 2)
+
+
+def problem_of(sizes=SIZES, first=(), identity=meaning, **more):
+    return Problem(
+        **{"sizes": sizes, "first": tuple(first), "objectives": 2, "identity": identity, **more}
+    )
+
+
+def values_of(genome):
+    """Cost against quality, where every gene matters more than the one after it."""
+    worst = [0.5**i * (5 - g) ** 2 for i, g in enumerate(genome)]
+    return (float(sum(genome)), sum(worst))
+
+
+def make(name, problem, **settings):
+    settings = {"population": 10, "algorithm": name, **settings}
+    return ALGORITHMS[name](problem, SearchSettings(**settings))
+
+
+def asks_of(name, problem, generations, value=values_of, **settings):
+    """Generations as they were asked; of a slow algorithm one, and two genomes of the next."""
+    algorithm = make(name, problem, **settings)
+    asked = []
+    for generation in range(min(generations, 2) if name in SLOW else generations):
+        asked.append(algorithm.ask(2 if generation and name in SLOW else None))
+        if not asked[-1]:
+            break
+        algorithm.tell([value(genome) for genome in asked[-1]])
+    return asked
+
+
+def steady_asks(name, problem, count, value=values_of, workers=4, **settings):
+    """Genomes in the order of asking, `workers` of them unanswered; of a slow algorithm few."""
+    algorithm = make(name, problem, **settings)
+    count = min(count, 12) if name in SLOW else count
+    flying = algorithm.ask(workers)
+    asked = list(flying)
+    while flying:
+        genome = flying.pop(0)
+        algorithm.tell([value(genome)], [genome])
+        more = algorithm.ask(1) if len(asked) < count else []
+        flying, asked = flying + more, asked + more
+    return asked
+
+
+def flat(asked):
+    return [genome for generation in asked for genome in generation]
