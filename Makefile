@@ -2,13 +2,17 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test lint clean
+.PHONY: run test faults lint clean
 
 run: .venv/installed
 	$(BIN)/stepsearch run search_spaces/digits.yaml --workers 2 --resume
 
 test: .venv/installed-test
 	RAY_AUTH_MODE=disabled OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
+
+faults: .venv/installed-test
+	STEPSEARCH_FAULTS=full RAY_AUTH_MODE=disabled OMP_NUM_THREADS=1 \
+		$(BIN)/pytest tests/faults -n 2 --dist loadfile -o timeout=7200 --durations=10
 
 lint: .venv/installed-test
 	$(BIN)/ruff format --check .

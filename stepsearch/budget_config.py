@@ -22,7 +22,13 @@ from stepsearch.objectives.registry import OBJECTIVES
 from stepsearch.recipe_config import filled, path_of, place_of
 
 SCREENS = ("fid", "kid")  # objectives of a rung
+SIDE_VALUES = ("fid_se",)  # reported with an objective, none by themselves
 LEAST_FID = 2048  # images below which a distance of moments says little
+
+
+def known_objectives() -> list[str]:
+    """Objectives that stand for themselves."""
+    return [name for name in OBJECTIVES if name not in SIDE_VALUES]
 
 
 def read_evaluation(value: Value | None, folder: Path) -> EvaluationSettings:
@@ -62,6 +68,7 @@ def read_evaluation(value: Value | None, folder: Path) -> EvaluationSettings:
         "counting": lambda v: v.one_of(list(COUNTINGS)),
         "reference": reference,
         "ladder": lambda v: tuple(map(_rung, v.items())),
+        "report": lambda v: v.distinct(lambda item: item.one_of(known_objectives())),
     }
     return filled(EvaluationSettings, value.section(), read)
 
@@ -155,6 +162,13 @@ def check_search(settings: RunSettings, root: Section) -> None:
             f"{len(search.weights)} weights for {len(settings.objectives)} objectives; give one "
             f"each, in the order of `objectives`"
         )
+    if ladder and not any(OBJECTIVES[name].needs_images for name in settings.objectives):
+        raise root.need("evaluation").error(
+            "ladder: no objective needs images, so there is nothing to screen; remove it"
+        )
+    for name in settings.evaluation.report:
+        if name in settings.objectives:
+            raise root.need("evaluation").error(f"report: '{name}' is an objective; remove it here")
     images = [rung.images for rung in ladder] + [settings.evaluation.images]
     if images != sorted(set(images)):
         raise root.need("evaluation").error(

@@ -14,6 +14,7 @@ from stepsearch.bank_config import dump_bank, read_bank
 from stepsearch.budget_config import (
     check_search,
     dump_budget,
+    known_objectives,
     read_constraints,
     read_evaluation,
     read_search,
@@ -26,7 +27,6 @@ from stepsearch.core.space import NO_GUIDANCE, SearchSpace, named
 from stepsearch.core.yamlfile import Dumper, Section, Value, read_yaml
 from stepsearch.nets.counting import countable, uncountable
 from stepsearch.nets.families import FAMILIES
-from stepsearch.objectives.registry import OBJECTIVES
 from stepsearch.recipe_config import (
     VERSION,
     check_version,
@@ -44,8 +44,6 @@ from stepsearch.stage_config import (
     read_relay,
 )
 
-SIDE_VALUES = ("fid_se",)  # reported with an objective, none by themselves
-
 
 def read_space(path: Path, overrides: list[str] | None = None) -> RunSettings:
     """The search space and its budget in a file; ConfigError as in `read_recipe`."""
@@ -53,7 +51,7 @@ def read_space(path: Path, overrides: list[str] | None = None) -> RunSettings:
     check_version(root)
     name = read_name(root, path)
     space, networks = _space(root, path.parent)
-    known = [o for o in OBJECTIVES if o not in SIDE_VALUES]
+    known = known_objectives()
     objectives_value = root.need("objectives")
     objectives = objectives_value.distinct(lambda v: v.one_of(known))
     if len(objectives) < 2:

@@ -16,8 +16,9 @@ import torch
 
 from stepsearch.core.errors import NoFeasibleCandidate
 from stepsearch.core.files import cache_folder
+from stepsearch.core.latency import timed
 from stepsearch.core.noise import generator
-from stepsearch.core.protocols import Classifier, FeatureExtractor, Genome, Net
+from stepsearch.core.protocols import Classifier, FeatureExtractor, Genome, Net, NetCard
 from stepsearch.core.schedule import StepSchedule
 from stepsearch.core.settings import EvaluationSettings, RunSettings
 from stepsearch.core.trial import Measurement, Trial
@@ -29,6 +30,7 @@ from stepsearch.objectives.classifier import Classifier as ImageClassifier
 from stepsearch.objectives.classifier import ClassifierFeatures
 from stepsearch.objectives.features import make_extractor
 from stepsearch.objectives.fid import Reference
+from stepsearch.objectives.latency import measure_latency
 from stepsearch.objectives.registry import OBJECTIVES, FeatureRequest, Samples
 from stepsearch.search import COST, Compiler, search_problem
 from stepsearch.simulate import MEASURED, simulate
@@ -44,6 +46,7 @@ REPEATS = 3  # of a timing
 PATIENCE = 6.0  # seconds that one timing may take; fewer images where all would take longer
 FIRST_IMAGES = 8  # of the warm-up, which tells how many images there is patience for
 CANARIES = 2  # evaluations before a search
+LATENCY = "latency_ms"
 ROWS = 100  # trials that the size of files is told from
 
 
@@ -104,14 +107,13 @@ def plan_search(
     device = pick_device(settings.evaluation.device)
     with tempfile.TemporaryDirectory() as folder:
         nets, steps = _networks(settings, images, Path(folder), device)
-    counting = settings.evaluation.counting
-    cards = {net.card.name: counted(net.card, counting) for net in nets.values()}
+    cards = _cards(settings, nets, device)
     rng = generator(settings.search.seed)
     compiler = Compiler(settings, cards)
     genomes, accepted = _drawn(settings, compiler, rng)
     schedules = [compiler.schedule(genome) for genome in genomes]
     gflops = np.array([compiler.value(COST, schedule) for schedule in schedules])
-    timer = _Timer(settings, nets, scored, device)
+    timer = _Timer(settings, nets, cards, scored, device)
     timings = []
     for which, place in (("cheap", gflops.argmin()), ("dear", gflops.argmax())):
         say(f"timing a {which} candidate, {gflops[place]:.4g} GFLOPs per image")
@@ -153,6 +155,18 @@ def _networks(
     return nets, steps
 
 
+def _cards(
+    settings: RunSettings, nets: Mapping[str, Net | Classifier], device: str
+) -> dict[str, NetCard]:
+    """Cards by name, with their times of calls where the space asks for latency."""
+    counting, batch = settings.evaluation.counting, settings.evaluation.batch
+    cards = {net.card.name: counted(net.card, counting) for net in nets.values()}
+    if LATENCY not in (*settings.measured, *settings.constraints):
+        return cards
+    table = measure_latency(nets, batch, device)
+    return {name: timed(card, table) for name, card in cards.items()}
+
+
 def _drawn(
     settings: RunSettings, compiler: Compiler, rng: np.random.Generator
 ) -> tuple[list[Genome], float]:
@@ -176,15 +190,16 @@ class _Timer:
         self,
         settings: RunSettings,
         nets: Mapping[str, Net | Classifier],
+        cards: Mapping[str, NetCard],
         data: Dataset,
         device: str,
     ) -> None:
         if device == "cpu":
             torch.set_num_threads(1)  # as an evaluator does
         self._settings, self._nets, self._device = settings.evaluation, nets, device
-        self._cards = {key: counted(n.card, self._settings.counting) for key, n in nets.items()}
+        self._cards = {card.key: card for card in cards.values()}
         self._extractor = _extractor(self._settings, data, device)
-        self._names = [n for o in settings.objectives for n in (o, *SIDE_VALUES.get(o, ()))]
+        self._names = [n for o in settings.measured for n in (o, *SIDE_VALUES.get(o, ()))]
         rows = generator(0).standard_normal((2 * self._extractor.dim + 2, self._extractor.dim))
         covariance = np.cov(rows, rowvar=False)
         self._reference = Reference(rows.mean(0), covariance, rows.astype(np.float32))

@@ -90,6 +90,8 @@ def reevaluate(
         store = RunStore(out, settings.objectives)
         stack.callback(store.close)
         stack.enter_context(_logging_to(out / "log.txt"))
+        if store.torn is not None:
+            display.say(f"{out}: the journal's last line was torn; set aside as {store.torn}")
         done = [t for t in store.trials if t.complete]
         if not done:
             raise NoFeasibleCandidate(f"{out}: no trial was completed; see log.txt")

@@ -114,7 +114,9 @@ class Mirror:
         names = self._names()
         journal = self.folder / JOURNAL
         if CLAIM not in names and not (journal.is_file() and journal.stat().st_size):
-            shutil.rmtree(self.folder, ignore_errors=True)  # of a driver that ended before `create`
+            if writing and self.folder.exists():  # of a driver that ended before `create`
+                with self._held(writing):
+                    shutil.rmtree(self.folder)
             return False
         segments = sorted(n for n in names if n.startswith(f"{SEGMENTS}/"))
         for i, name in enumerate(segments):

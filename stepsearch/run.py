@@ -7,12 +7,13 @@ import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from stepsearch.build import build_schedule, coupling_warning, trained_pool
 from stepsearch.config import dump_space, read_space
 from stepsearch.core.errors import ConfigError, RunError
+from stepsearch.core.latency import LatencyTable, timed
 from stepsearch.core.protocols import Executor, Genome, NetCard
 from stepsearch.core.settings import RunSettings, content_hash
 from stepsearch.core.space import named
@@ -22,10 +23,13 @@ from stepsearch.evaluate import Evaluator, EvaluatorSpec, prepare_evaluation
 from stepsearch.executors.local import LocalExecutor
 from stepsearch.executors.ray_pool import RayExecutor
 from stepsearch.executors.remembered import RememberedExecutor
+from stepsearch.ladder import ladder_frame
 from stepsearch.loading import scored_recipe, space_images
 from stepsearch.nets.counting import counted
 from stepsearch.network_training import train
+from stepsearch.objectives.registry import OBJECTIVES
 from stepsearch.progress import Display
+from stepsearch.remeasured import load_remeasured
 from stepsearch.report import plot_all
 from stepsearch.resources import Resources, gpus_per_worker
 from stepsearch.search import run_search
@@ -35,6 +39,7 @@ from stepsearch.supernet import check_buildable
 from stepsearch.warm_start import check_sources, known_measurements, warm_genomes
 
 RESOLVED, WARM_FILE = "resolved.yaml", "warm_start.json"
+LATENCY = "latency_ms"
 WARM = "the runs that this one begins from"
 
 
@@ -64,50 +69,88 @@ def start_run(
         check_absent(out)
         check_sources(settings.search.warm_start)
     again = f"`stepsearch resume {out}`" if there else "the same command"
-    with Display() as display, Signals(again) as signals:
-        images = space_images(settings, display, signals, allow_code=allow_code)
-        for recipe in settings.networks:
-            check_buildable(recipe, images[recipe.name])
-        data = images[scored_recipe(settings).name]
-        display.stage("features and reference statistics", 1)
-        spec, facts = prepare_evaluation(settings.evaluation, settings.objectives, data)
-        cards, paths = {}, []
-        for recipe in settings.networks:
-            own = images[recipe.name]
-            path, card = train(recipe, own, display, signals, settings.evaluation.device)
-            cards[recipe.name] = counted(card, settings.evaluation.counting)
-            paths.append(str(path))
-        spec = replace(spec, nets=tuple(paths))
-        pools = {r.name: trained_pool(cards[r.name]) for r in settings.recipes}
-        if warning := coupling_warning(pools, map(named, settings.space.solvers)):
-            display.say(warning)
-        env = environment(settings, cards, spec, facts)
-        if there:
-            _check_env(out, env)
-        with ExitStack() as stack:
-            executor = _executor(spec, resources, signals)
-            stack.callback(executor.close)
-            warm = _warm(settings, cards, out, there)
-            known = known_measurements(settings.search.warm_start, settings, spec.metric_id)
-            store = _store(settings, out, typed, env, warm, there)
-            stack.callback(store.close)
-            stack.enter_context(_logging_to(out / "log.txt"))
-            signals.install(f"`stepsearch resume {out}`")  # again: Ray has put in its own
-            if store.torn is not None:
-                display.say(f"{out}: the journal's last line was torn; set aside as {store.torn}")
-            _canaries(settings, cards, spec, store, display)
-            workers = f"{resources.workers} worker{'s' if resources.workers > 1 else ''}"
-            if known:
-                display.say(f"{len(known)} measurements of {WARM} are taken as they are")
-            remembered = RememberedExecutor(executor, known)
-            _search(settings, cards, store, remembered, display, workers, warm)
+    with Display() as display, Signals(again) as signals, ExitStack() as stack:
+        made = _prepared(settings, out, there, display, signals, allow_code=allow_code)
+        executor = _executor(made.spec, resources, signals)
+        stack.callback(executor.close)
+        warm = _warm(settings, made.cards, out, there)
+        known = known_measurements(settings.search.warm_start, settings, made.spec.metric_id)
+        store = _store(settings, out, {"space.yaml": typed, **made.files}, warm, there)
+        stack.callback(store.close)
+        stack.enter_context(_logging_to(out / "log.txt"))
+        signals.install(f"`stepsearch resume {out}`")  # again: Ray has put in its own
+        if store.torn is not None:
+            display.say(f"{out}: the journal's last line was torn; set aside as {store.torn}")
+        _canaries(settings, made.cards, made.spec, store, display)
+        workers = f"{resources.workers} worker{'s' if resources.workers > 1 else ''}"
+        if known:
+            display.say(f"{len(known)} measurements of {WARM} are taken as they are")
+        remembered = RememberedExecutor(executor, known)
+        _search(settings, made.cards, store, remembered, display, workers, warm)
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """What a search needs beside its settings."""
+
+    spec: EvaluatorSpec
+    cards: Mapping[str, NetCard]
+    files: Mapping[str, str]  # of a new run directory
+
+
+def _prepared(
+    settings: RunSettings,
+    out: Path,
+    there: bool,
+    display: Display,
+    signals: Signals,
+    *,
+    allow_code: bool,
+) -> _Prepared:
+    """Data, networks and reference statistics, which must be those of a run that is continued."""
+    images = space_images(settings, display, signals, allow_code=allow_code)
+    for recipe in settings.networks:
+        check_buildable(recipe, images[recipe.name])
+    data = images[scored_recipe(settings).name]
+    display.stage("features and reference statistics", 1)
+    spec, facts = prepare_evaluation(settings.evaluation, settings.measured, data)
+    cards: dict[str, NetCard] = {}
+    paths = []
+    for recipe in settings.networks:
+        own = images[recipe.name]
+        path, card = train(recipe, own, display, signals, settings.evaluation.device)
+        cards[recipe.name] = counted(card, settings.evaluation.counting)
+        paths.append(str(path))
+    spec = replace(spec, nets=tuple(paths))
+    pools = {r.name: trained_pool(cards[r.name]) for r in settings.recipes}
+    if warning := coupling_warning(pools, map(named, settings.space.solvers)):
+        display.say(warning)
+    env = environment(settings, cards, spec, facts)
+    if there:
+        _check_env(out, env)
+    files = {RESOLVED: dump_space(settings), "env.json": env}
+    if LATENCY in (*settings.measured, *settings.constraints):
+        table = _latencies(spec, out, there)
+        spec, files["latency.json"] = replace(spec, latency=table), table.to_json()
+        cards = {name: timed(card, table) for name, card in cards.items()}
+    return _Prepared(spec, cards, files)
+
+
+def _latencies(spec: EvaluatorSpec, out: Path, there: bool) -> LatencyTable:
+    """Times of the calls of all networks: measured here, or those that the run began with."""
+    path = out / "latency.json"
+    if not there:
+        return Evaluator(spec).measure_latency()
+    try:
+        return LatencyTable.from_json(path.read_text(encoding="utf-8"), str(path))
+    except OSError:
+        raise RunError(f"{path}: missing; restore it or start a new run") from None
 
 
 def _store(
     settings: RunSettings,
     out: Path,
-    typed: str,
-    env: str,
+    files: Mapping[str, str],
     warm: Sequence[Genome],
     there: bool,
 ) -> RunStore:
@@ -116,10 +159,8 @@ def _store(
         if settings.search.generations > _generations(out):
             store.write_text(RESOLVED, dump_space(settings))
         return store
-    files = {"space.yaml": typed, RESOLVED: dump_space(settings), "env.json": env}
-    if warm:
-        files[WARM_FILE] = json.dumps([list(genome) for genome in warm]) + "\n"
-    return RunStore.create(out, settings.objectives, files)
+    begun = {WARM_FILE: json.dumps([list(genome) for genome in warm]) + "\n"} if warm else {}
+    return RunStore.create(out, settings.objectives, {**files, **begun})
 
 
 def _warm(
@@ -172,9 +213,27 @@ def _search(
     finally:
         if store.trials:
             store.write_tables()
+    _say_ladder(settings, store, display)
     run = load_run(store.path)
-    plot_all(run.trials, run.pareto, run.generations, run.schedules, store.path / "plots")
+    again = load_remeasured(store.path, run.pareto)
+    plot_all(run.trials, run.pareto, run.generations, run.schedules, store.path / "plots", again)
     display.say(f"{store.path}: {len(run.trials)} trials, {len(run.pareto)} on the front")
+
+
+def _say_ladder(settings: RunSettings, store: RunStore, display: Display) -> None:
+    """How each rung of the ladder ranks as the next does, in words and in ladder.csv."""
+    ladder = settings.evaluation.ladder
+    if not ladder:
+        return
+    full = next(name for name in settings.objectives if OBJECTIVES[name].needs_images)
+    frame = ladder_frame(store.trials, ladder, full)
+    store.write_text("ladder.csv", frame.to_csv(index=False))
+    for row in frame.to_dict("records"):
+        text = f"ladder: {row['went_on']} of {row['measured']} went on from {row['rung']}"
+        if row["tau"] == row["tau"]:
+            text += f"; Kendall tau with {row['next']} {row['tau']:.2f} "
+            text += f"({row['tau_low']:.2f} to {row['tau_high']:.2f}) among these"
+        display.say(text)
 
 
 def _executor(spec: EvaluatorSpec, resources: Resources, signals: Signals) -> Executor:

@@ -248,6 +248,8 @@ class _Run:
     ) -> set[int]:
         """Trials of a generation that go on, by the rung's value and the cheap objectives."""
         measured = [b for b in batch if rung.name in values[b.trial_id]]
+        if not measured:
+            return set()
         cheap = [n for n in self.settings.objectives if not OBJECTIVES[n].needs_images]
         points = [
             (values[b.trial_id][rung.name], *(self.compiler.value(n, b.schedule) for n in cheap))

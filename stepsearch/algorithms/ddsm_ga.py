@@ -5,7 +5,7 @@ from __future__ import annotations
 from pymoo.algorithms.soo.nonconvex.ga import GA, FitnessSurvival, comp_by_cv_and_fitness
 from pymoo.operators.selection.tournament import TournamentSelection
 
-from stepsearch.algorithms.genetic import Genetic
+from stepsearch.algorithms.genetic import Genetic, resets, splices
 from stepsearch.algorithms.registry import ALGORITHMS, Problem
 from stepsearch.core.errors import ConfigError
 from stepsearch.core.protocols import Genome
@@ -72,9 +72,9 @@ class DdsmGa(Genetic):
             settings,
             GA,
             objectives=1,
-            points=1,
-            rate=RATE,
             first=first_of(problem),
+            crossover=splices(1, settings),
+            mutation=resets(problem, settings, RATE),
             selection=TournamentSelection(func_comp=comp_by_cv_and_fitness),
             survival=FitnessSurvival(),
         )

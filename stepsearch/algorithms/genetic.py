@@ -7,7 +7,7 @@ and a child of two tournament winners is asked whenever one is wanted: the async
 from __future__ import annotations
 
 import itertools
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -47,6 +47,19 @@ class ResetMutation(Mutation):
         return np.where(hit, (X + step) % self.sizes, X)
 
 
+def resets(problem: Problem, settings: SearchSettings, rate: float | None = None) -> ResetMutation:
+    """At the settings' rate, else at `rate`, else so that one gene of a genome is redrawn."""
+    rates = (settings.mutation, rate, 1 / len(problem.sizes))
+    return ResetMutation(
+        np.asarray(problem.sizes, dtype=np.int64), next(r for r in rates if r is not None)
+    )
+
+
+def splices(points: int, settings: SearchSettings) -> PointCrossover:
+    """Two parents cut at so many places and spliced."""
+    return PointCrossover(n_points=points, prob=settings.crossover)
+
+
 class FirstGeneration(Sampling):
     """The given genomes that are allowed, each meaning once."""
 
@@ -82,17 +95,17 @@ class History(DuplicateElimination):
         """Remember that these were asked."""
         self.asked.update(self.identity(row) for row in rows)
 
-    def draw(self, count: int, tries: int, random_state: Any) -> list[np.ndarray]:
-        """Up to `count` uniformly random genomes that mean something new."""
-        sizes = np.asarray(self.problem.sizes)
+    def draw(self, count: int, tries: int, deal: Callable[[], np.ndarray]) -> list[np.ndarray]:
+        """Up to `count` genomes that `deal` gives and that mean something new; noted as asked."""
         rows: dict[Hashable, np.ndarray] = {}
         for _ in range(tries):
             if len(rows) == count:
                 break
-            row = np.floor(random_state.random(len(sizes)) * sizes).astype(np.int64)
+            row = deal()
             identity = self.identity(row)
             if identity is not None and identity not in self.asked:
                 rows.setdefault(identity, row)
+        self.asked.update(rows)
         return list(rows.values())
 
     def _do(self, pop: Any, other: Any, is_duplicate: np.ndarray) -> np.ndarray:
@@ -108,10 +121,10 @@ class Genetic:
     """Ask a generation, or some genomes; the same seed and values give the same asks.
 
     Args:
-        operators: of pymoo's algorithm `kind`, beside those that are the same for all.
-        points: where two parents are cut and spliced.
-        rate: of mutation per gene where the settings say none; None is 1 / number of genes.
-        first: genomes to begin with, those of the problem where it is None.
+        kind: pymoo's algorithm.
+        objectives: how many it is told of, those of the problem unless said.
+        first: genomes to begin with, those of the problem unless said.
+        operators: of pymoo's algorithm.
     """
 
     adaptive = True
@@ -124,28 +137,27 @@ class Genetic:
         kind: type[GeneticAlgorithm],
         *,
         objectives: int | None = None,
-        points: int = 2,
-        rate: float | None = None,
         first: Sequence[Genome] | None = None,
         **operators: Any,
     ) -> None:
-        sizes = np.asarray(problem.sizes, dtype=np.int64)
         given = problem.first if first is None else first
         self._objectives = problem.objectives if objectives is None else objectives
         self._population = settings.population
         self._history = History(problem)
         self._waiting = iter(given)
-        rates = (settings.mutation, rate, 1 / len(sizes))
         self._algorithm = kind(
             pop_size=settings.population,
             sampling=FirstGeneration(given, self._history),
-            crossover=PointCrossover(n_points=points, prob=settings.crossover),
-            mutation=ResetMutation(sizes, next(r for r in rates if r is not None)),
             eliminate_duplicates=self._history,
             **operators,
         )
+        self._sizes = np.asarray(problem.sizes, dtype=np.int64)
         space = PymooProblem(
-            n_var=len(sizes), n_obj=self._objectives, n_ieq_constr=1, xl=0, xu=sizes - 1
+            n_var=len(self._sizes),
+            n_obj=self._objectives,
+            n_ieq_constr=1,
+            xl=0,
+            xu=self._sizes - 1,
         )
         self._algorithm.setup(space, termination=NoTermination(), seed=settings.seed)
         self._good = 0  # trials told that did not fail
@@ -200,9 +212,7 @@ class Genetic:
     def _some(self, count: int) -> list[np.ndarray]:
         """What is left of the first genomes, then random ones until there is something to breed."""
         rows = list(itertools.islice(self._left(), count))
-        early = self._population - len(self._history.asked)
-        if self._good < max(2, self._population // 2):
-            early = count
+        early = count if self._is_early() else self._population - len(self._history.asked)
         if (random := min(early, count - len(rows))) > 0:
             rows += self._draw(random, TRIES * max(random, self._population))
         self._algorithm.n_offsprings = count - len(rows)
@@ -217,10 +227,18 @@ class Genetic:
                 self._history.note([row])
                 yield row
 
+    def _is_early(self) -> bool:
+        """Whether too little is known to breed from."""
+        return self._good < max(2, self._population // 2)
+
     def _draw(self, count: int, tries: int) -> list[np.ndarray]:
-        rows = self._history.draw(count, tries, self._algorithm.random_state)
-        self._history.note(rows)
-        return rows
+        """Random genomes that mean something new."""
+        return self._history.draw(count, tries, self._random)
+
+    def _random(self) -> np.ndarray:
+        """A genome of which all are as likely."""
+        part = self._algorithm.random_state.random(len(self._sizes))
+        return np.asarray(np.floor(part * self._sizes), dtype=np.int64)
 
     def _bred(self) -> list[np.ndarray]:
         """pymoo's own step: what it begins with, or children of what was told."""

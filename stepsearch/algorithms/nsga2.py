@@ -5,7 +5,7 @@ from __future__ import annotations
 from pymoo.algorithms.moo.nsga2 import NSGA2, RankAndCrowdingSurvival, binary_tournament
 from pymoo.operators.selection.tournament import TournamentSelection
 
-from stepsearch.algorithms.genetic import Genetic
+from stepsearch.algorithms.genetic import Genetic, resets, splices
 from stepsearch.algorithms.registry import ALGORITHMS, Problem
 from stepsearch.core.settings import SearchSettings
 
@@ -18,6 +18,8 @@ class Nsga2(Genetic):
             problem,
             settings,
             NSGA2,
+            crossover=splices(2, settings),
+            mutation=resets(problem, settings),
             selection=TournamentSelection(func_comp=binary_tournament),
             survival=RankAndCrowdingSurvival(),
         )

@@ -12,7 +12,7 @@ from pymoo.algorithms.moo.nsga3 import NSGA3
 from pymoo.operators.selection.tournament import TournamentSelection
 from pymoo.util.ref_dirs import get_reference_directions
 
-from stepsearch.algorithms.genetic import Genetic
+from stepsearch.algorithms.genetic import Genetic, resets, splices
 from stepsearch.algorithms.registry import ALGORITHMS, Problem
 from stepsearch.core.errors import ConfigError
 from stepsearch.core.protocols import Genome
@@ -65,6 +65,8 @@ class Nsga3(Genetic):
             problem,
             settings,
             NSGA3,
+            crossover=splices(2, settings),
+            mutation=resets(problem, settings),
             ref_dirs=directions(problem.objectives, settings.population),
             selection=TournamentSelection(func_comp=either),
         )

@@ -185,6 +185,7 @@ class EvaluationSettings:
     reference: str | None = None  # statistics of `stepsearch stats`; None takes those of the data
     counting: str = FULL_COUNT  # one of COUNTINGS: which FLOPs gflops_per_image holds
     ladder: tuple[Rung, ...] = ()  # the cheapest first, before the full evaluation
+    report: tuple[str, ...] = ()  # measured beside the objectives, for the tables alone
 
 
 MODES = ("generational", "steady")  # tell a generation, or one result, before asking again
@@ -218,6 +219,11 @@ class RunSettings:
     search: SearchSettings = SearchSettings()
     guides: tuple[Recipe, ...] = ()  # classifiers that guidance of the space names
     seconds: tuple[Recipe, ...] = ()  # second stages of relays
+
+    @property
+    def measured(self) -> tuple[str, ...]:
+        """Objectives, and what is measured beside them."""
+        return (*self.objectives, *self.evaluation.report)
 
     @property
     def networks(self) -> tuple[Recipe, ...]:
@@ -261,7 +267,8 @@ class RunSettings:
         del data["evaluation"]["device"]
         if self.evaluation.counting == FULL_COUNT:
             del data["evaluation"]["counting"]
-        if not self.evaluation.ladder:
-            del data["evaluation"]["ladder"]
+        for name in ("ladder", "report"):
+            if not getattr(self.evaluation, name):
+                del data["evaluation"][name]
         del data["evaluation"]["reference"]  # the metric's id says more than where it lies
         return data

@@ -18,9 +18,9 @@ from stepsearch.core.guidance import Guidance
 from stepsearch.core.schedule import StepSchedule
 from stepsearch.core.trial import Failure
 from stepsearch.evaluate import sample as evaluate_sample
+from stepsearch.journal import journal_line, read_journal
 from stepsearch.nets.load import load_net, save_net
 from stepsearch.sample import grid
-from stepsearch.journal import journal_line, read_journal
 from stepsearch.store import JOURNAL
 
 RUN = ["run", "search_spaces/toy.yaml", "-o", "out", "schedule.calls=[4]", "evaluation.seed=3"]

@@ -1,6 +1,7 @@
-"""A disk that is full, fails or takes nothing: exit status 75 or 5, and nothing finished is lost."""
+"""A disk that is full, fails or takes nothing: exit status 75 or 5, nothing finished is lost."""
 
 import contextlib
+import errno
 import json
 import os
 import random
@@ -20,6 +21,7 @@ from stepsearch.store import JOURNAL, RunStore
 pytestmark = pytest.mark.faults
 
 SMALL = {"population": 3, "generations": 2}
+DEAREST = f"fsync {JOURNAL}"
 ERRORS = {"ENOSPC": 75, "EDQUOT": 75, "EIO": 5, "EROFS": 5, "EACCES": 5}  # name -> exit status
 
 
@@ -67,15 +69,12 @@ def test_whatever_call_fails_a_run_ends_in_order_and_resumes(zygote, runs, size,
             assert calls[call].startswith(("mkdir", "open .lock")), calls[call]
         else:
             code = 75 if ERRORS[error] == 75 else 5 if run.exists() else 2
-            assert_orderly(ended, run, code, os.strerror(getattr(__import__("errno"), error)))
+            assert_orderly(ended, run, code, os.strerror(getattr(errno, error)))
             if not (lasting and error in ("EIO", "EROFS", "EACCES")):
                 assert_nothing_torn(run)
         runs.finish(run, SMALL, journal_of(run))
         shutil.rmtree(run.parent)
     injected("calls to a disk that fail", count)
-
-
-DEAREST = f"fsync {JOURNAL}"
 
 
 @pytest.mark.parametrize("call", ["write", "fsync"])

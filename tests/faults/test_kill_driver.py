@@ -17,7 +17,6 @@ from stepsearch.run import Resources, start_run
 
 pytestmark = pytest.mark.faults
 
-KILLS = 10
 TRIALS = 24
 SETTINGS = ["search.population=6", "search.generations=4", "evaluation.images=2500"]
 PROGRAM = Path(sys.executable).with_name("stepsearch")
@@ -81,12 +80,12 @@ def assert_like_undisturbed(folder, toy):
     assert len(set(keys)) == len(keys) == TRIALS
 
 
-def test_killed_at_ten_random_moments_a_run_ends_like_an_undisturbed_one(toy, tmp_path):
-    rng, folder, killed = random.Random(0), tmp_path / "run", 0
+def test_killed_at_random_moments_a_run_ends_like_an_undisturbed_one(toy, tmp_path, size, injected):
+    rng, folder, killed, kills = random.Random(0), tmp_path / "run", 0, size(4, 10)
     before = b""
-    for n in range(KILLS):
+    for n in range(kills):
         driver = Driver(toy, folder)
-        driver.wait_for_trials((n + 1) * TRIALS // (KILLS + 2))
+        driver.wait_for_trials((n + 1) * TRIALS // (kills + 2))
         time.sleep(rng.uniform(0, 0.4))
         driver.send(signal.SIGKILL)
         code, _ = driver.finish()
@@ -94,7 +93,8 @@ def test_killed_at_ten_random_moments_a_run_ends_like_an_undisturbed_one(toy, tm
         after = journal_of(folder)
         assert after.startswith(before), "a finished trial was lost"
         before = after
-    assert killed == KILLS
+    assert killed == kills
+    injected("kills of a whole `stepsearch` at random moments", kills)
     assert Driver(toy, folder).finish()[0] == 0
     assert journal_of(folder).startswith(before)
     assert_like_undisturbed(folder, toy)

@@ -1,8 +1,8 @@
 """By hand: a head and two nodes as a user starts them, one node killed while a search runs there.
 
 `python tests/faults/two_nodes.py` prints what happened; it needs some three minutes, and is no test
-of the suite. Every node is a `ray start` of its own in a group of its own, with token authentication
-and a home folder of its own; nothing else on the machine is touched.
+of the suite. Every node is a `ray start` of its own in a group of its own, with token
+authentication and a home folder of its own; nothing else on the machine is touched.
 """
 
 import contextlib
@@ -113,14 +113,20 @@ def start_nodes(stack, folder, environment):
     return address, nodes
 
 
+@contextlib.contextmanager
 def stepsearch(environment, *arguments):
-    return subprocess.Popen(
+    """A `stepsearch` that is ended if the caller leaves early."""
+    process = subprocess.Popen(
         [str(BIN / "stepsearch"), *map(str, arguments)],
         env=environment,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
     )
+    try:
+        yield process
+    finally:
+        process.kill()
 
 
 def finished(folder):
@@ -143,53 +149,60 @@ def main():
         space = copy_toy(folder)
         environment = own_environment(folder, folder / "cache")
         began = time.monotonic()
-        alone = stepsearch(environment, "run", space, "-o", folder / "alone", *SETTINGS)
-        assert alone.wait() == 0, alone.stderr.read()
-        facts = {"one_worker_seconds": round(time.monotonic() - began, 1)}
+        with stepsearch(environment, "run", space, "-o", folder / "alone", *SETTINGS) as alone:
+            _, err = alone.communicate()
+            assert alone.returncode == 0, err
+        show("one worker", seconds=round(time.monotonic() - began, 1))
         address, nodes = start_nodes(stack, folder, environment)
-        began = time.monotonic()
-        run = ["run", space, "-o", folder / "two", "--workers", 2, "--address", address, *SETTINGS]
-        search = stepsearch(environment, *run)
-        wait_for(search, folder / "two", KILL_AT)
-        killed, at = nodes[2].kill(), finished(folder / "two")
-        _, err = search.communicate(timeout=300)
-        facts |= {
-            "exit_status": search.returncode,
-            "cluster_seconds": round(time.monotonic() - began, 1),
-            "killed_after_trials": at,
-            "processes_killed": len(killed),
-            "trials": finished(folder / "two"),
-            "attempts_lost": (folder / "two" / "log.txt").read_text().count("attempt "),
-        }
-        assert search.returncode == 0, err
-        for name in ("trials.csv", "pareto.csv"):
-            assert timeless(folder / "two" / name) == timeless(folder / "alone" / name), name
-        facts["pareto_rows"] = len(timeless(folder / "two" / "pareto.csv"))
-        facts["same_tables_as_one_worker"] = True
-        facts |= head_lost(environment, space, folder, address, nodes[0])
-    print(json.dumps(facts, indent=2))
+        common = [environment, "run", space, *SETTINGS, "--address", address, "--workers"]
+        node_lost([*common, 2, "-o"], folder / "two", folder / "alone", nodes[2])
+        head_lost([*common, 1, *LONG, "-o"], folder / "three", nodes[0])
 
 
-def head_lost(environment, space, folder, address, head):
-    """A longer search, whose head is killed: exit status 75 and one line, nothing lost."""
-    out = folder / "three"
-    run = ["run", space, "-o", out, "--workers", 1, "--address", address, *SETTINGS, *LONG]
-    search = stepsearch(environment, *run)
-    wait_for(search, out, KILL_AT)
-    head.kill()
+def show(what, **facts):
+    print(json.dumps({"": what, **facts}), flush=True)
+
+
+def node_lost(command, out, alone, node):
+    """Two workers on two nodes, one of which is killed: the tables of one worker."""
     began = time.monotonic()
-    _, err = search.communicate(timeout=120)
-    seconds = round(time.monotonic() - began, 1)
-    assert search.returncode == 75, err
+    with stepsearch(*command, out) as search:
+        wait_for(search, out, KILL_AT)
+        at, killed = finished(out), node.kill()
+        _, err = search.communicate(timeout=400)
+        assert search.returncode == 0, err
+    for name in ("trials.csv", "pareto.csv"):
+        assert timeless(out / name) == timeless(alone / name), name
+    show(
+        "node killed",
+        exit_status=search.returncode,
+        seconds=round(time.monotonic() - began, 1),
+        after_trials=at,
+        processes_killed=len(killed),
+        trials=finished(out),
+        attempts_lost=(out / "log.txt").read_text().count("attempt "),
+        pareto_rows_like_one_worker=len(timeless(out / "pareto.csv")),
+    )
+
+
+def head_lost(command, out, head):
+    """A longer search, whose head is killed: exit status 75 and one line, nothing lost."""
+    with stepsearch(*command, out) as search:
+        wait_for(search, out, KILL_AT)
+        head.kill()
+        began = time.monotonic()
+        _, err = search.communicate(timeout=200)
+        assert search.returncode == 75, err
     assert "Traceback" not in err, err
     keys = [row["key"] for row in timeless(out / "trials.csv")]
     assert len(set(keys)) == len(keys) == finished(out) >= KILL_AT
-    return {
-        "head_lost_exit_status": 75,
-        "head_lost_seconds": seconds,
-        "head_lost_last_line": err.strip().splitlines()[-1].replace(str(out), "RUN"),
-        "head_lost_trials_kept": len(keys),
-    }
+    show(
+        "head killed",
+        exit_status=search.returncode,
+        seconds=round(time.monotonic() - began, 1),
+        trials_kept=len(keys),
+        last_line=err.strip().splitlines()[-1],
+    )
 
 
 if __name__ == "__main__":

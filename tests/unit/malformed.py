@@ -69,6 +69,11 @@ def edits(good: str, rows: list[tuple[str, ...]]) -> list[Case]:
     return cases
 
 
+def rung(text: str) -> tuple[str, str]:
+    """A passage of the good file, and that passage with a ladder of one rung."""
+    return "device:", f"ladder: [{text}], device:"
+
+
 BOMB = "a: &a [x, x]\nb: &b [§*a, *a]\nc: &c [*b, *b]\nd: &d [*c, *c]\ne: [*d, *d]\n"
 
 # Read with `read_space`; in no case is there more than the file to blame.
@@ -222,6 +227,10 @@ VALUES = edits(
         ("no weights file", "device:", "weights: §w.pth, device:", "'w.pth'", "no such weights"),
         ("weights with a NUL", "device:", 'weights: §"w\\0", device:', "no such weights"),
         ("unknown device", "auto", "§gpu", "unknown value 'gpu'", "known: auto, cpu, cuda"),
+        ("rung of fid", *rung("§{images: 50, objective: fid, keep: 1}"), "kid"),
+        ("rung of what", *rung("{images: 5, objective: §nfe, keep: 1}"), "'nfe'"),
+        ("rung keeps 0", *rung("{images: 5, objective: kid, keep: §0}"), "(0, 1], got 0"),
+        ("rung key", *rung("{images: 5, objective: kid, §kep: 1}"), "'kep'"),
         ("evaluation null", SPACE[SPACE.index(" {im") : SPACE.index("\nsearch")], "§", "got None"),
         # search
         ("unknown algorithm", "nsga2", "§nsga4", "'nsga4'", "did you mean 'nsga"),
@@ -236,6 +245,12 @@ VALUES = edits(
         ("crossover 2", "crossover: 0.9", "crossover: §2", "[0, 1], got 2"),
         ("mutation 0", "mutation: 0.1", "mutation: §0", "(0, 1], got 0"),
         ("mutation null", "mutation: 0.1", "mutation: §null", "expected a number, got None"),
+        ("unknown mode", "population: 8", "mode: §fast, population: 8", "'fast'", "steady"),
+        ("mode of others", "{algorithm: nsga2,", "§{algorithm: nsga3, mode: steady,", "whole"),
+        ("weights short", "{algorithm: nsga2,", "§{algorithm: nsga2, weights: [1],", "1 weights"),
+        ("weights text", "population: 8", "weights: [§a], population: 8", "expected a number"),
+        ("begin from a number", "population: 8", "warm_start: [§3], population: 8", "got 3"),
+        ("begin twice", "population: 8", "warm_start: [a, §a], population: 8", "twice"),
         ("search a list", SPACE[SPACE.index("{alg") :], "§[nsga2]\n", "got a list"),
     ],
 )

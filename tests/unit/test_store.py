@@ -1,29 +1,26 @@
 """The run directory: nothing finished is lost, and the tables say what the journal says."""
 
-import json
+import functools
 import math
-import os
+import shutil
+import sys
+import time
 from dataclasses import replace
 
 import pytest
 from support import OBJECTIVES, dominates, make_trials, read_csv, run_python
 
+from stepsearch import store as module
 from stepsearch.core.errors import ConfigError, RunError
 from stepsearch.core.pareto import hypervolume
 from stepsearch.core.schedule import StepSchedule
-from stepsearch.core.trial import COLUMNS, Failure, Measurement, Trial
-from stepsearch.journal import journal_line, recover_journal
+from stepsearch.core.trial import COLUMNS, Failure, Measurement
+from stepsearch.journal import recover_journal
 from stepsearch.store import JOURNAL, RunStore, load_run
 
 FILES = {"space.yaml": "a: 1\n", "resolved.yaml": "a: 1\nb: 2\n", "env.json": "{}\n"}
 NUMBERS = ("fid", "fid_se", "gflops_per_image", "mean_width", "seconds")
 NOT_A_VALUE = {"nan", "none", "<na>", "nat", "null", "inf", "-inf"}
-
-
-@pytest.fixture
-def fast_disk(monkeypatch):
-    """Thousands of journals are written here, and none has to survive a power cut."""
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
 def write_run(folder, trials):
@@ -41,131 +38,11 @@ def trials():
 
 
 @pytest.fixture(scope="module")
-def short(trials):
-    """Those with the shortest lines, for tests that try every byte."""
-    return sorted(trials, key=lambda t: len(journal_line(t)))[:4]
-
-
-@pytest.fixture(scope="module")
 def run(trials, tmp_path_factory):
     """A run of four generations whose trials ended in another order than they were asked."""
     ended = sorted(trials, key=lambda t: (t.generation, t.key))
     assert [t.trial_id for t in ended] != list(range(20))
     return write_run(tmp_path_factory.mktemp("store") / "run", ended)
-
-
-# --- the journal
-
-
-def test_a_journal_line_reads_back_equal(trials):
-    for trial in trials:
-        line = journal_line(trial)
-        assert line.endswith(b"\n")
-        assert line.count(b"\n") == 1
-        data = json.loads(line)["trial"]
-        assert Trial.from_dict(data) == trial
-        assert Trial.from_dict(data).result == trial.result
-
-
-def test_what_is_appended_is_there_before_the_run_is_closed(trials, tmp_path):
-    store = RunStore.create(tmp_path / "run", OBJECTIVES, FILES)
-    for n, trial in enumerate(trials, 1):
-        store.append(trial)
-        assert (store.path / JOURNAL).read_bytes().count(b"\n") == n
-    store.close()
-    again = RunStore(store.path, OBJECTIVES)
-    assert (again.trials, again.torn) == (trials, None)
-    again.close()
-
-
-def test_a_journal_cut_at_any_byte_loses_at_most_the_cut_trial(short, tmp_path, fast_disk):
-    lines = [journal_line(t) for t in short[:2]]
-    data, ends = b"".join(lines), [0, len(lines[0]), len(lines[0] + lines[1])]
-    path = tmp_path / JOURNAL
-    for cut in range(len(data) + 1):
-        path.write_bytes(data[:cut])
-        whole = sum(end <= cut for end in ends) - 1
-        found, torn = recover_journal(path)
-        assert found == short[:whole]
-        if cut == ends[whole]:
-            assert torn is None
-        else:
-            assert torn.read_bytes() == data[ends[whole] : cut]
-            torn.unlink()
-        assert recover_journal(path) == (found, None)
-        with path.open("ab") as file:
-            file.write(journal_line(short[2]))
-        assert recover_journal(path) == ([*found, short[2]], None)
-
-
-def test_a_store_goes_on_after_a_torn_line_and_keeps_every_torn_one(trials, tmp_path):
-    folder = write_run(tmp_path / "run", trials[:2])
-    torn = []
-    for trial in trials[2:4]:
-        with (folder / JOURNAL).open("ab") as file:
-            file.write(journal_line(trial)[:-9])
-        store = RunStore(folder, OBJECTIVES)
-        torn.append(store.torn)
-        store.append(trial)
-        store.close()
-    assert [path.read_bytes() for path in torn] == [journal_line(t)[:-9] for t in trials[2:4]]
-    assert recover_journal(folder / JOURNAL) == (trials[:4], None)
-
-
-def flips(line):
-    """The line with one bit of one byte changed, for every byte of it."""
-    for i in range(len(line)):
-        yield bytes([*line[:i], line[i] ^ (1 << i % 3), *line[i + 1 :]])
-
-
-def test_a_flipped_bit_in_the_last_line_sets_it_aside(short, tmp_path, fast_disk):
-    first, last = (journal_line(t) for t in short[:2])
-    path = tmp_path / JOURNAL
-    for damaged in flips(last):
-        path.write_bytes(first + damaged)
-        found, torn = recover_journal(path)
-        assert found == short[:1]
-        assert torn.read_bytes() == damaged
-        assert path.read_bytes() == first
-        torn.unlink()
-
-
-@pytest.mark.parametrize("damaged", [0, 1])
-def test_a_flipped_bit_before_the_last_line_is_an_error_that_names_the_line(
-    short, tmp_path, damaged
-):
-    lines = [journal_line(t) for t in short]
-    path = tmp_path / JOURNAL
-    for bad in flips(lines[damaged]):
-        data = b"".join([*lines[:damaged], bad, *lines[damaged + 1 :]])
-        path.write_bytes(data)
-        with pytest.raises(RunError) as caught:
-            recover_journal(path)
-        assert str(caught.value).startswith(f"{path}:{damaged + 1}: ")
-        assert caught.value.exit_code == 5
-        assert path.read_bytes() == data
-    assert [p.name for p in tmp_path.iterdir()] == [JOURNAL]  # nothing was set aside
-
-
-def test_a_store_that_cannot_be_opened_leaves_the_directory_unlocked(trials, tmp_path):
-    folder = write_run(tmp_path / "run", trials[:3])
-    good = (folder / JOURNAL).read_bytes()
-    (folder / JOURNAL).write_bytes(b"x" + good)
-    with pytest.raises(RunError, match=":1: "):
-        RunStore(folder, OBJECTIVES)
-    (folder / JOURNAL).write_bytes(good)
-    RunStore(folder, OBJECTIVES).close()
-
-
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_a_measurement_that_is_not_finite_is_refused(trials, bad, tmp_path):
-    good = trials[1]
-    with pytest.raises(ValueError, match="finite"):
-        replace(good.result, values={"fid": bad, "gflops_per_image": 1.0})
-    forged = json.loads(journal_line(good))
-    forged["trial"]["result"]["values"]["fid"] = bad
-    with pytest.raises(ValueError, match="finite"):
-        Trial.from_dict(forged["trial"])
 
 
 # --- one driver, nothing overwritten
@@ -389,3 +266,53 @@ def test_reading_writes_nothing_and_needs_no_lock(run, trials, tmp_path):
 
 def test_a_failure_needs_no_objectives():
     assert not replace(make_trials(1)[0], result=Failure("E: no", 3)).complete
+
+
+# --- tables cost little of a search's time
+
+
+def test_tables_that_nobody_asked_for_take_a_twentieth_of_the_time_at_most(
+    trials, tmp_path, monkeypatch
+):
+    """A clock on which a table takes a second to write."""
+    store = RunStore.create(tmp_path / "run", OBJECTIVES, FILES)
+    now, written = [0.0], []
+
+    def write(frame_of, *args):
+        written.append(now[0])
+        now[0] += 1.0
+        return frame_of(*args)
+
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(module, "trial_frame", functools.partial(write, module.trial_frame))
+    for n, trial in enumerate(trials):
+        store.append(trial)
+        store.write_tables(final=False)
+        now[0] = 7.0 * (n + 1)
+    assert written == [0.0, 21.0, 42.0, 63.0, 84.0, 105.0, 126.0]
+    assert len(read_csv(store.path / "trials.csv")) == 19
+    store.write_tables()
+    assert len(read_csv(store.path / "trials.csv")) == len(trials)
+    store.close()
+
+
+def test_what_a_killed_driver_had_begun_to_write_is_removed(run, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    names = {path.name for path in folder.iterdir()}
+    for name in ("trials.csv", "trials.parquet", "journal.torn-1"):
+        (folder / f".{name}.4242.tmp").write_text("half")
+    RunStore(folder, OBJECTIVES).close()
+    assert {path.name for path in folder.iterdir()} == names
+
+
+@pytest.mark.parametrize("worst", [-2.0, 1.7e308])
+def test_a_bound_lies_beyond_the_worst_value_and_is_finite(trials, tmp_path, worst):
+    done = [t for t in trials if t.complete][:3]
+    values = [{"fid": worst, "gflops_per_image": 2.0}, {"fid": -5.0, "gflops_per_image": 3.0}]
+    results = [replace(t.result, values=v) for t, v in zip(done, values, strict=False)]
+    scored = [replace(t, result=r, generation=0) for t, r in zip(done, results, strict=False)]
+    (row,) = read_csv(write_run(tmp_path / "run", scored) / "generations.csv")
+    bound = 0.9 * worst if worst < 0 else sys.float_info.max
+    volume = (bound - worst) * (3.3 - 2.0) + (worst + 5.0) * (3.3 - 3.0)
+    assert float(row["hypervolume"]) == pytest.approx(volume, rel=1e-12)

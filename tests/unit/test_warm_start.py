@@ -57,7 +57,8 @@ def test_relays_and_students_are_read_from_a_table(tmp_path):
     class Cheap(StubExecutor):
         def map(self, schedules, rung=None):
             for schedule in schedules:
-                yield schedule.key(), replace(score(schedule), values={n: 1.0 for n in OBJECTIVES})
+                same = dict.fromkeys(OBJECTIVES, 1.0)
+                yield schedule.key(), replace(score(schedule), values=same)
 
     settings = replace(settings, search=replace(settings.search, generations=1))
     folder = run(tmp_path / "run", settings, Cheap(), JOINT_CARDS)
