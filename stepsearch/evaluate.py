@@ -23,7 +23,7 @@ from stepsearch.core.noise import generator, image_labels, image_noise
 from stepsearch.core.protocols import Classifier, FeatureExtractor, Net, NetCard
 from stepsearch.core.schedule import CFG, Stage, StepSchedule
 from stepsearch.core.settings import EvaluationSettings
-from stepsearch.core.trial import Measurement
+from stepsearch.core.trial import Measurement, NonFinite
 from stepsearch.nets.counting import counted
 from stepsearch.nets.load import file_sha256, load_net
 from stepsearch.objectives.bootstrap import fid_replicates
@@ -95,7 +95,13 @@ def pick_device(device: str) -> str:
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """[-1, 1] -> 0..255, rounded to the nearest; files hold nothing finer."""
+    """[-1, 1] -> 0..255, rounded to the nearest; files hold nothing finer.
+
+    Raises:
+        NonFinite: a sampler that diverged; cast to whole numbers it would look like an image.
+    """
+    if not bool(torch.isfinite(images).all()):
+        raise NonFinite("images: the sampler diverged to values that are not finite")
     return ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
@@ -148,7 +154,8 @@ class Evaluator:
         if spec.latency is not None:
             self.cards = {key: timed(card, spec.latency) for key, card in self.cards.items()}
         nothing = np.empty((0, *spec.image_shape), np.uint8)
-        self._extractor = _extractor(spec.settings, nothing, None, spec.data_sha256, spec.device)
+        about = (nothing, None, spec.data_sha256, spec.device)
+        self._extractor = _extractor(spec.settings, *about, cache=spec.cache)
         with np.load(spec.reference, allow_pickle=False) as file:
             features = file.get("features")
             self._reference = Reference(file["mean"], file["cov"], features)
@@ -259,6 +266,7 @@ def prepare_evaluation(
         metric_id=metric_id,
         device=device,
         image_shape=tuple(data.images.shape[1:]),
+        extractor=tuple(map(str, getattr(extractor, "files", ()))),
     )
     return spec, facts
 
@@ -327,6 +335,7 @@ def _extractor(
     labels: np.ndarray | None,
     data_sha256: str,
     device: str,
+    cache: Path | None = None,
 ) -> FeatureExtractor:
     request = FeatureRequest(
         name=settings.features,
@@ -334,7 +343,7 @@ def _extractor(
         images=images,
         labels=labels,
         data_sha256=data_sha256,
-        cache=cache_folder(),
+        cache=cache or cache_folder(),
         device=device,
     )
     return make_extractor(request)

@@ -26,13 +26,14 @@ from stepsearch.executors.remembered import RememberedExecutor
 from stepsearch.ladder import ladder_frame
 from stepsearch.loading import scored_recipe, space_images
 from stepsearch.nets.counting import counted
+from stepsearch.nets.load import load_card
 from stepsearch.network_training import train
 from stepsearch.objectives.registry import OBJECTIVES
 from stepsearch.progress import Display
 from stepsearch.remeasured import load_remeasured
 from stepsearch.report import plot_all
 from stepsearch.resources import Resources, gpus_per_worker
-from stepsearch.search import run_search
+from stepsearch.search import COST, run_search
 from stepsearch.signals import Signals
 from stepsearch.store import RunStore, check_absent, is_run, load_run
 from stepsearch.supernet import check_buildable
@@ -237,20 +238,27 @@ def _say_ladder(settings: RunSettings, store: RunStore, display: Display) -> Non
 
 
 def _executor(spec: EvaluatorSpec, resources: Resources, signals: Signals) -> Executor:
-    factory = functools.partial(Evaluator, spec)
     if resources.executor == "local" or (resources.executor == "auto" and resources.alone):
         if resources.workers != 1:
             raise ConfigError(
                 f"--executor local: runs 1 worker, got {resources.workers}; use --executor ray"
             )
-        return LocalExecutor(factory, stopping=signals.stopping)
+        return LocalExecutor(functools.partial(Evaluator, spec), stopping=signals.stopping)
+    cards = {card.key: card for card in map(load_card, map(Path, spec.nets))}
     return RayExecutor(
-        factory,
+        functools.partial(_evaluator_on, spec),
         resources.workers,
         address=resources.address,
         gpus_per_worker=gpus_per_worker(resources, spec.device),
         stopping=signals.stopping,
+        files=spec.files(),
+        cost=lambda schedule: OBJECTIVES[COST](schedule, cards, None),
     )
+
+
+def _evaluator_on(spec: EvaluatorSpec, paths: Mapping[str, str]) -> Evaluator:
+    """The evaluator of a node that has the files of `spec` at `paths`."""
+    return Evaluator(spec.located(paths))
 
 
 def _canaries(

@@ -9,7 +9,7 @@ one continues; `--part 1/2` does every second search. Without it all are done, a
 .csv (curves), search_algorithms_final.csv (what was reached) and search_algorithms.png are written.
 
 Settings that are not the algorithms' own:
-- `nsga2-steady` and `optuna-tpe` run in steady mode with eight workers, whose hours are played
+- The steady ones and `optuna-tpe` run in steady mode with eight workers, whose hours are played
   from the seconds that each measurement took; all others ask a generation of 24 at once.
 - DDSM adds 0.5 FID points per GFLOP of a step; its network has 12.14 at full width, so full width
   costs 6.07 points. Here a GFLOP costs so much that full width at 15 calls costs the same.
@@ -54,6 +54,8 @@ ROOT = HERE.parents[1]
 SPACE = ROOT / "search_spaces" / "digits.yaml"
 BUDGET = ("evaluation.images=2000", "search.population=24", "search.generations=5")
 SEARCHES: dict[str, tuple[str, str]] = {  # algorithm and mode
+    "nsga2-parts": ("nsga2-parts", "generational"),
+    "nsga2-parts-steady": ("nsga2-parts", "steady"),
     "nsga2": ("nsga2", "generational"),
     "nsga2-steady": ("nsga2", "steady"),
     "random": ("random", "generational"),

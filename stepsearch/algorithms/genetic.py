@@ -124,6 +124,7 @@ class Genetic:
         kind: pymoo's algorithm.
         objectives: how many it is told of, those of the problem unless said.
         first: genomes to begin with, those of the problem unless said.
+        parents: the best so many are bred from; as many as a generation unless said.
         operators: of pymoo's algorithm.
     """
 
@@ -138,11 +139,13 @@ class Genetic:
         *,
         objectives: int | None = None,
         first: Sequence[Genome] | None = None,
+        parents: int | None = None,
         **operators: Any,
     ) -> None:
         given = problem.first if first is None else first
         self._objectives = problem.objectives if objectives is None else objectives
         self._population = settings.population
+        self._parents = settings.population if parents is None else parents
         self._history = History(problem)
         self._waiting = iter(given)
         self._algorithm = kind(
@@ -199,6 +202,7 @@ class Genetic:
         told = Population.new("X", rows)
         Evaluator().eval(evaluated, told)
         self._algorithm.tell(infills=told)
+        self._algorithm.pop_size = self._parents  # from the second on; the first survive all
         self._good += int((~failed).sum())
 
     def _scored(self, values: tuple[float, ...]) -> tuple[float, ...]:

@@ -78,6 +78,9 @@ class PartMutation(Mutation):
 class Nsga2Parts(Genetic):
     """NSGA-II that inherits and changes the widths of a network together for the most part.
 
+    Parents are the best of all that were told, half as many as a generation has: on digits it finds
+    what 120 evaluations can find sooner, and nothing less in 360.
+
     To begin with, beside the given genomes, it asks such of one width with all settings equally
     often: random widths all cost about the same and are seldom good.
     """
@@ -89,6 +92,7 @@ class Nsga2Parts(Genetic):
             problem,
             settings,
             NSGA2,
+            parents=max(2, settings.population // 2),
             crossover=PartCrossover(parts, settings.crossover),
             mutation=PartMutation(problem, parts, rate),
             selection=TournamentSelection(func_comp=binary_tournament),

@@ -175,47 +175,51 @@ class OptunaGp(OptunaSearch):
 
         return GPSampler(seed=settings.seed % SEEDS)
 
+
+class OptunaGenetic(OptunaSearch):
+    """What the genetic samplers share: generations, and what the settings say of mating."""
+
     def _begin(self, genome: Genome) -> Trial:
-        """As of the others, but the model, which is slow, is not asked for what is known."""
-        from optuna.samplers import RandomSampler
+        """As of the others; a genome that was not proposed belongs to the generation of its time.
 
-        sampler, self._study.sampler = self._study.sampler, RandomSampler(seed=0)
-        try:
-            return super()._begin(genome)
-        finally:
-            self._study.sampler = sampler
+        Optuna 5 gives a trial its generation when `relative_params` is first read, which it does
+        not do by itself where all of them are fixed: such a trial would never be a parent.
+        """
+        trial = super()._begin(genome)
+        _ = trial.relative_params
+        return trial
 
-
-def evolution(settings: SearchSettings) -> dict[str, Any]:
-    """Settings of the genetic samplers; ConfigError where there is no pair to mate."""
-    if settings.population < 2:
-        raise ConfigError(
-            f"search.population: {settings.algorithm} mates pairs and needs at least 2, got "
-            f"{settings.population}"
-        )
-    return {
-        "population_size": settings.population,
-        "crossover_prob": settings.crossover,
-        "mutation_prob": settings.mutation,
-        "seed": settings.seed % SEEDS,
-    }
+    @staticmethod
+    def mating(settings: SearchSettings) -> dict[str, Any]:
+        """Options of the samplers; ConfigError where there is no pair to mate."""
+        if settings.population < 2:
+            raise ConfigError(
+                f"search.population: {settings.algorithm} mates pairs and needs at least 2, got "
+                f"{settings.population}"
+            )
+        return {
+            "population_size": settings.population,
+            "crossover_prob": settings.crossover,
+            "mutation_prob": settings.mutation,
+            "seed": settings.seed % SEEDS,
+        }
 
 
 @ALGORITHMS.register("optuna-nsga2")
-class OptunaNsga2(OptunaSearch):
+class OptunaNsga2(OptunaGenetic):
     """NSGA-II with uniform crossover."""
 
     def sampler(self, settings: SearchSettings) -> BaseSampler:
         from optuna.samplers import NSGAIISampler
 
-        return NSGAIISampler(**evolution(settings))
+        return NSGAIISampler(**self.mating(settings))
 
 
 @ALGORITHMS.register("optuna-nsga3")
-class OptunaNsga3(OptunaSearch):
+class OptunaNsga3(OptunaGenetic):
     """NSGA-III with uniform crossover."""
 
     def sampler(self, settings: SearchSettings) -> BaseSampler:
         from optuna.samplers import NSGAIIISampler
 
-        return NSGAIIISampler(**evolution(settings))
+        return NSGAIIISampler(**self.mating(settings))

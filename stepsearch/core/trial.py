@@ -69,6 +69,10 @@ COMPLETE, FAILED, SCREENED = "COMPLETE", "FAIL", "SCREENED"
 FAIL_KINDS = ("error", "nonfinite", "memory", "timeout", "died")
 
 
+class NonFinite(ValueError):
+    """Numbers that are none: the same arithmetic would give them again."""
+
+
 @dataclass(frozen=True, slots=True)
 class Measurement:
     """A scored schedule; `values` maps objective and diagnostic names to finite numbers."""
@@ -84,7 +88,7 @@ class Measurement:
     def __post_init__(self) -> None:
         bad = {k: v for k, v in self.values.items() if not math.isfinite(v)}
         if bad:
-            raise ValueError(f"objectives must be finite, got {bad}")
+            raise NonFinite(f"objectives must be finite, got {bad}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from stepsearch.core.schedule import StepSchedule
-from stepsearch.core.trial import Failure, Measurement
+from stepsearch.core.trial import Failure, Measurement, NonFinite
 
 ATTEMPTS = 3  # a schedule that fails so often is a failed trial
 
@@ -49,15 +49,7 @@ def _kind(error: Exception) -> str:
         return "memory"
     if isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error):
         return "memory"
-    return "nonfinite" if _of_measurement(error) else "error"
-
-
-def _of_measurement(error: Exception) -> bool:
-    """Whether it is Measurement's own refusal of NaN and infinity."""
-    if not isinstance(error, ValueError):
-        return False
-    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    return frame.f_code is Measurement.__post_init__.__code__
+    return "nonfinite" if isinstance(error, NonFinite) else "error"
 
 
 def note_trouble(schedule: StepSchedule, tries: int, trouble: Trouble) -> None:

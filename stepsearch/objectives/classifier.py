@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -46,7 +47,15 @@ class ClassifierFeatures:
     name = "classifier"
     dim = int(SETTINGS["dim"])
 
-    def __init__(self, model: Classifier, sha256: str, accuracy: float, device: str) -> None:
+    def __init__(
+        self,
+        model: Classifier,
+        sha256: str,
+        accuracy: float,
+        device: str,
+        files: tuple[Path, ...] = (),
+    ) -> None:
+        self.files = files  # of the cache that it was read from
         self.model = model.eval().requires_grad_(False).to(device)
         self.sha256, self.accuracy, self.device = sha256, accuracy, device
 
@@ -87,7 +96,7 @@ def classifier_features(request: FeatureRequest) -> ClassifierFeatures:
     model = Classifier(request.images.shape[1], card["classes"])
     model.load_state_dict(load(data))
     sha256 = hashlib.sha256(data).hexdigest()
-    return ClassifierFeatures(model, sha256, card["accuracy"], request.device)
+    return ClassifierFeatures(model, sha256, card["accuracy"], request.device, (path, card_path))
 
 
 def _train(model: Classifier, request: FeatureRequest) -> float:

@@ -174,7 +174,7 @@ def test_a_real_disk_that_is_full_or_read_only_loses_nothing(
 ):
     """Real tmpfs of 8 MB and a real read-only mount where this is permitted, else a real limit of
     the size of files."""
-    count = size(10, 60)
+    count = size(6, 60)
     if small_disk is None:
         kernel_limits(zygote, runs, count)
         injected("files that reach a limit of the kernel", count)

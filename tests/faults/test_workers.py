@@ -40,8 +40,8 @@ FATAL = {
     "hangs": ("timeout", "no result within its time limit"),
     "exits": ("died", "worker died"),
     "memory": ("memory", "MemoryError: no room"),
-    "nan": ("nonfinite", "ValueError: objectives must be finite, got {'fid': nan}"),
-    "inf": ("nonfinite", "ValueError: objectives must be finite, got {'fid': inf}"),
+    "nan": ("nonfinite", "NonFinite: objectives must be finite, got {'fid': nan}"),
+    "inf": ("nonfinite", "NonFinite: objectives must be finite, got {'fid': inf}"),
 }
 LIMITS = Limits(first=60.0, least=2.0, enough=3)
 
@@ -63,12 +63,12 @@ def test_candidates_that_misbehave_in_every_way_fail_alone_and_by_name(tmp_path,
     finally:
         executor.close()
     assert_same_run(tmp_path / "run", tmp_path / "whole")
+    injected("misbehaving candidate", len(behaviours))
     rows = [r for r in timeless(tmp_path / "run" / "trials.csv") if r["state"] == "FAIL"]
     assert Counter(row["fail_kind"] for row in rows) == Counter(kind for kind, _ in fails.values())
     for trial in trials:
         what = behaviours.get(trial.key)
         attempts = len(list(tmp_path.glob(f"{trial.key}-*")))
-        injected(f"candidate {what}", what is not None)
         assert attempts == {None: 0, "straggles": 2, "nan": 1, "inf": 1}.get(what, ATTEMPTS)
 
 
