@@ -14,7 +14,7 @@ import numpy as np
 from stepsearch.core.counting import FULL_COUNT
 from stepsearch.core.errors import ConfigError
 from stepsearch.core.pareto import hypervolume, pareto_front
-from stepsearch.core.trial import COMPLETE
+from stepsearch.core.trial import COMPLETE, FAILED
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -88,17 +88,20 @@ def bound_of(front: NDArray[np.float64]) -> NDArray[np.float64]:
 def curve(trials: pd.DataFrame, objectives: Sequence[str], bound: Sequence[float]) -> pd.DataFrame:
     """One row after every trial, or after every few of many: columns CURVE.
 
-    `evaluations` counts all trials, `gflops_spent` is what sampling cost those that were completed:
-    GFLOPs per image times images, empty where that was not measured. `hypervolume_log` is taken of
-    the decimal logarithms of values and bound, and empty where a value is not positive.
+    `evaluations` counts all trials, `gflops_spent` is what sampling cost those that did not fail:
+    GFLOPs per image times images, those of rungs included, empty where that was not measured.
+    `hypervolume_log` is taken of the decimal logarithms of values and bound, and empty where a
+    value is not positive.
     """
     import pandas as pd
 
     values = values_of(trials, objectives)
     ordered = trials.sort_values("trial_id", kind="stable")
     done = ~np.isnan(values).any(axis=1)
-    cost = (ordered["gflops_per_image"] * ordered["n_samples"]).astype("Float64")
-    spent = np.where(done, cost.to_numpy(float, na_value=np.nan), 0.0).cumsum()
+    images = ordered["n_sampled"] if "n_sampled" in ordered else ordered["n_samples"]
+    cost = (ordered["gflops_per_image"] * images).astype("Float64")
+    failed = ordered["state"].eq(FAILED).to_numpy(bool)
+    spent = np.where(failed, 0.0, cost.to_numpy(float, na_value=np.nan)).cumsum()
     ends = np.unique(np.linspace(1, len(values), min(len(values), POINTS)).round().astype(int))
     limit, front, begin, rows = np.asarray(bound, float), values[:0], 0, []
     log = bool((values[done] > 0).all() and (limit > 0).all())

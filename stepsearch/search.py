@@ -227,7 +227,8 @@ class _Run:
             for born in waiting:
                 if born.trial_id not in kept:
                     few = found[born.trial_id]
-                    result = Screened({}, few.n_samples, few.seconds, few.started_at)
+                    known = {COST: self.compiler.value(COST, born.schedule)}
+                    result = Screened(known, few.n_samples, few.seconds, few.started_at)
                     yield self._accept(born, result, values[born.trial_id])
             waiting = [b for b in waiting if b.trial_id in kept]
         for born, result in self._results(waiting):

@@ -42,6 +42,7 @@ DTYPES = {
         "pfdiff_l",
         "relay_calls",
         "n_samples",
+        "n_sampled",
         "seed",
     ),
     "Float64": (

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from stepsearch.cli.common import is_space, roots
+from stepsearch.cli.compare import compare, compare_arguments
 from stepsearch.cli.convert import convert, convert_arguments
 from stepsearch.cli.export import export, export_arguments
 from stepsearch.cli.networks import distill, distill_arguments, train, train_arguments
@@ -91,6 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     text = "measure the front again with many images, and how far it can be trusted"
     reeval_arguments(command("reeval", text, "run"))
     command("plot", "redraw the plots of a run", "run")
+    compare_arguments(command("compare", "hypervolume of runs by evaluations and GFLOPs", ""))
     text = "what a search will take, e.g. `plan search_spaces/digits.yaml --workers 8`"
     plan_arguments(command("plan", text, ""))
     submit_arguments(command("submit", "a search as a job of a cluster", ""))
@@ -234,6 +236,7 @@ COMMANDS = {
     "front": _front,
     "reeval": reeval,
     "plot": _plot,
+    "compare": compare,
     "plan": plan,
     "submit": submit,
     "export": export,

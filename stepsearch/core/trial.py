@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -51,6 +52,7 @@ COLUMNS = [
     "widths",
     "mean_width",
     "n_samples",
+    "n_sampled",
     "seed",
     "metric_id",
     "seconds",
@@ -66,6 +68,7 @@ TIME_COLUMNS = (
     "started_at",
 )  # the only ones that two equal runs differ in
 COMPLETE, FAILED, SCREENED = "COMPLETE", "FAIL", "SCREENED"
+RUNG = re.compile(r"(?:fid|kid)_(\d+)$")  # the name of a rung's value, see Rung.name
 FAIL_KINDS = ("error", "nonfinite", "memory", "timeout", "died")
 
 
@@ -142,6 +145,12 @@ class Trial:
         """COMPLETE, FAILED or SCREENED."""
         return STATES[type(self.result)]
 
+    @property
+    def sampled(self) -> int:
+        """Images that were sampled in all, those of the rungs before included."""
+        rungs = sum(int(found[1]) for name in self.result.values if (found := RUNG.match(name)))
+        return rungs + (self.result.n_samples if isinstance(self.result, Measurement) else 0)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON data, inverse of `from_dict`."""
         data = asdict(self) | {"candidate": self.candidate.to_dict()}
@@ -205,7 +214,8 @@ class Trial:
         elif isinstance(r, Failure):
             row |= {"error": r.error, "fail_kind": r.kind}
         else:
-            row["n_samples"] = r.n_samples
+            row |= {"n_samples": r.n_samples, "gflops_per_image": r.values.get("gflops_per_image")}
+        row["n_sampled"] = self.sampled or None
         return row
 
 

@@ -52,7 +52,7 @@ def test_children_have_their_parents_values_gene_by_gene():
 
 
 @pytest.mark.parametrize("steady", [False, True])
-def test_nsga2_never_breeds_from_failed_trials_once_there_are_enough_good_ones(steady):
+def test_nsga2_breeds_from_no_failed_trial_once_there_are_enough_good_ones(steady):
     """Genes are not mutated here, so a failed parent is seen in its children.
 
     The space is so large that a random immigrant shares no gene with anyone.
@@ -66,7 +66,7 @@ def test_nsga2_never_breeds_from_failed_trials_once_there_are_enough_good_ones(s
         mutation=1e-12,
     )
     good, early, late = 0, [], []
-    for _ in range(8 * population if steady else 8):
+    for _ in range(5 * population if steady else 8):
         asked = algorithm.ask(1 if steady else None)
         fails = [any(gene < 5 for gene in genome) for genome in asked]  # the cheapest
         (late if good >= population else early).extend(fails)
@@ -74,13 +74,13 @@ def test_nsga2_never_breeds_from_failed_trials_once_there_are_enough_good_ones(s
         values = [None if f else values_of(g) for f, g in zip(fails, asked, strict=True)]
         algorithm.tell(values, asked if steady else None)
     assert sum(early) >= 5
-    assert len(late) > 100
+    assert len(late) > 50
     assert not any(late)
 
 
 def test_steady_nsga2_begins_with_the_given_then_with_random_ones_then_it_breeds():
     """What is bred of ones and twos has no other value; what is random has."""
-    sizes, first = (1000,) * 6, [(1,) * 6, (2,) * 6]
+    sizes, first = (10**6,) * 6, [(1,) * 6, (2,) * 6]
     algorithm = make("nsga2", problem_of(sizes, first, identity=lambda g: g), mutation=1e-12)
     early = [algorithm.ask(1)[0] for _ in range(4)]  # nothing is told yet
     assert early[:2] == first
@@ -127,18 +127,22 @@ def test_nsga3_says_what_it_cannot_do(objectives, population):
         make("nsga3", problem_of(objectives=objectives), population=population)
 
 
-def five_values(genome):
-    """Five objectives, of which each wants another gene high."""
-    return tuple(float(sum(genome) + 8 * (5 - genome[i])) for i in range(5))
+def spherical(genome):
+    """DTLZ2 of four objectives (Deb et al. 2005) on genes 0 .. 10: the front is a unit sphere."""
+    angles = [gene / 10 * np.pi / 2 for gene in genome[:3]]
+    radius = 1 + sum((gene / 10 - 0.5) ** 2 for gene in genome[3:])
+    sines = np.cumprod([1.0, *np.sin(angles)])
+    return tuple((radius * sines * [*np.cos(angles), 1.0]).tolist())
 
 
-def test_nsga3_beats_random_search_in_five_objectives():
-    volumes = {}
-    for name in ("nsga3", "random"):
-        problem = problem_of((6,) * 10, identity=lambda g: g, objectives=5)
-        asked = flat(asks_of(name, problem, 12, value=five_values, population=20))
-        volumes[name] = hypervolume([five_values(g) for g in asked], (60.0,) * 5)
-    assert volumes["nsga3"] > 1.3 * volumes["random"]
+def test_nsga3_beats_random_search_in_four_objectives():
+    volumes = {"nsga3": [], "random": []}
+    for name, found in volumes.items():
+        for seed in range(3):
+            problem = problem_of((11,) * 10, identity=lambda g: g, objectives=4)
+            asked = flat(asks_of(name, problem, 12, value=spherical, population=20, seed=seed))
+            found.append(hypervolume([spherical(g) for g in asked], (1.6,) * 4))
+    assert min(volumes["nsga3"]) > 1.05 * max(volumes["random"])
 
 
 def test_nsga3_does_not_mind_the_unit_of_an_objective():
@@ -197,13 +201,11 @@ def test_ddsm_begins_with_four_uniform_strategies_from_narrow_to_wide():
 
 
 def test_ddsm_mutates_a_gene_in_a_thousand():
-    """Children of two parents without a gene in common: what neither has is a mutation."""
-    sizes, first = (1000,) * 50, [(0,) * 50, (1,) * 50]
-    algorithm = make("ddsm-ga", problem_of(sizes, first, identity=lambda g: g), population=2)
-    algorithm.ask()
-    genes = []
-    for _ in range(600):
-        algorithm.tell([(0.0, 0.0)] * 2, first)
-        genes += [gene for genome in algorithm.ask() for gene in genome]
-    mutated = sum(gene > 1 for gene in genes)
+    """Children of parents without a gene in common: what no parent has is a mutation."""
+    sizes, first, genes = (1000,) * 200, [(i,) * 200 for i in range(10)], []
+    for seed in range(20):
+        problem = problem_of(sizes, first, identity=lambda g: g)
+        generations = asks_of("ddsm-ga", problem, 2, seed=seed)
+        genes += [gene for genome in generations[1] for gene in genome]
+    mutated = sum(gene >= 10 for gene in genes)
     assert binomtest(mutated, len(genes), 0.001).pvalue > 1e-3

@@ -5,7 +5,7 @@ from stepsearch.core.settings import SearchSettings
 
 NAMES = list(ALGORITHMS)
 STEADY = [name for name in NAMES if ALGORITHMS[name].steady]
-SLOW = {"optuna-gp"}  # a third of a second an ask, once ten values are known
+MOST = {"optuna-gp": 12, "optuna-tpe": 60}  # genomes that a slow algorithm is asked in a test
 SIZES = (3, 2, 5, 1, 4, 4, 4)
 
 
@@ -32,11 +32,12 @@ def make(name, problem, **settings):
 
 
 def asks_of(name, problem, generations, value=values_of, **settings):
-    """Generations as they were asked; of a slow algorithm one, and two genomes of the next."""
+    """Generations as they were asked, of a slow algorithm not more than MOST genomes."""
     algorithm = make(name, problem, **settings)
     asked = []
-    for generation in range(min(generations, 2) if name in SLOW else generations):
-        asked.append(algorithm.ask(2 if generation and name in SLOW else None))
+    for _ in range(generations):
+        left = MOST.get(name, 10**9) - len(flat(asked))
+        asked.append(algorithm.ask(left if left < 10 else None))
         if not asked[-1]:
             break
         algorithm.tell([value(genome) for genome in asked[-1]])
@@ -44,9 +45,9 @@ def asks_of(name, problem, generations, value=values_of, **settings):
 
 
 def steady_asks(name, problem, count, value=values_of, workers=4, **settings):
-    """Genomes in the order of asking, `workers` of them unanswered; of a slow algorithm few."""
+    """Genomes in the order of asking, `workers` of them unanswered; not more than MOST."""
     algorithm = make(name, problem, **settings)
-    count = min(count, 12) if name in SLOW else count
+    count = min(count, MOST.get(name, count))
     flying = algorithm.ask(workers)
     asked = list(flying)
     while flying:

@@ -73,6 +73,9 @@ def test_half_of_a_generation_goes_on_at_each_rung(tmp_path):
         assert (row["fid"] != "") == (row["state"] == "COMPLETE")
         assert row["error"] == row["fail_kind"] == ""
         assert row["n_samples"] in {"COMPLETE": ["200"], "SCREENED": ["50", "100"]}[row["state"]]
+        sampled = {"200": "350", "100": "150", "50": "50"}[row["n_samples"]]
+        assert row["n_sampled"] == sampled
+        assert float(row["gflops_per_image"]) > 0
 
 
 def test_those_that_go_on_are_the_first_by_rank_of_rung_and_cost(tmp_path):
