@@ -60,13 +60,15 @@ def _draw(ax: Axes, curves: pd.DataFrame, labels: list[str], across: str, up: st
         own = curves[curves["label"].eq(label)]
         x, y = together(own, across, up)
         color, dash = COLORS[n % len(COLORS)], DASHES[n // len(COLORS) % len(DASHES)]
-        ax.plot(x, np.median(y, axis=0), color=color, linestyle=dash, label=label)
+        look = {"color": color, "linestyle": dash, "drawstyle": "steps-post"}
+        ax.plot(x, np.median(y, axis=0), label=label, **look)
         if len(y) > 1:
-            ax.fill_between(x, y.min(axis=0), y.max(axis=0), color=color, alpha=0.12, linewidth=0)
+            band = {"color": color, "alpha": 0.1, "linewidth": 0, "step": "post"}
+            ax.fill_between(x, y.min(axis=0), y.max(axis=0), **band)
     if len(curves):
         scale(ax, "x", curves[across], np.inf)
-        low = curves.groupby("run")[up].max().min()  # of what was reached; beginnings are low
-        ax.set_ylim(bottom=max(0.0, 2.2 * low - 1.2 * curves[up].max()) * 0.9)
+        reached = curves.groupby(["label", "run"])[up].max()  # beginnings are low: most are cut off
+        ax.set_ylim(bottom=max(0.0, reached.min() - 1.2 * (reached.max() - reached.min())))
     ax.grid(True)
 
 

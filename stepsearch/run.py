@@ -31,6 +31,7 @@ from stepsearch.network_training import train
 from stepsearch.objectives.registry import OBJECTIVES
 from stepsearch.progress import Display
 from stepsearch.remeasured import load_remeasured
+from stepsearch.remote import Mirror
 from stepsearch.report import plot_all
 from stepsearch.resources import Resources, gpus_per_worker
 from stepsearch.search import COST, run_search
@@ -52,12 +53,14 @@ def start_run(
     *,
     resume: bool,
     allow_code: bool = False,
+    mirror: Mirror | None = None,
 ) -> None:
     """Run a search into `out`, or continue the one that is there when `resume` is set.
 
     Args:
         typed: the space file as the user wrote it.
         allow_code: import a data set that is code, see `load_dataset`.
+        mirror: of `out`, where the run lives at a URI.
 
     Raises:
         ConfigError: `out` exists and `resume` is not set, or settings that cannot be run.
@@ -76,7 +79,8 @@ def start_run(
         stack.callback(executor.close)
         warm = _warm(settings, made.cards, out, there)
         known = known_measurements(settings.search.warm_start, settings, made.spec.metric_id)
-        store = _store(settings, out, {"space.yaml": typed, **made.files}, warm, there)
+        files = {"space.yaml": typed, **made.files}
+        store = _store(settings, out, files, warm, there, mirror)
         stack.callback(store.close)
         stack.enter_context(_logging_to(out / "log.txt"))
         signals.install(f"`stepsearch resume {out}`")  # again: Ray has put in its own
@@ -88,6 +92,8 @@ def start_run(
             display.say(f"{len(known)} measurements of {WARM} are taken as they are")
         remembered = RememberedExecutor(executor, known)
         _search(settings, made.cards, store, remembered, display, workers, warm)
+        if mirror is not None:
+            mirror.push([*sorted((out / "plots").iterdir()), out / "log.txt"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,14 +160,15 @@ def _store(
     files: Mapping[str, str],
     warm: Sequence[Genome],
     there: bool,
+    mirror: Mirror | None,
 ) -> RunStore:
     if there:
-        store = RunStore(out, settings.objectives)
+        store = RunStore(out, settings.objectives, mirror)
         if settings.search.generations > _generations(out):
             store.write_text(RESOLVED, dump_space(settings))
         return store
     begun = {WARM_FILE: json.dumps([list(genome) for genome in warm]) + "\n"} if warm else {}
-    return RunStore.create(out, settings.objectives, {**files, **begun})
+    return RunStore.create(out, settings.objectives, {**files, **begun}, mirror)
 
 
 def _warm(
@@ -183,6 +190,7 @@ def resume_run(
     overrides: Sequence[str] = (),
     *,
     allow_code: bool = False,
+    mirror: Mirror | None = None,
 ) -> None:
     """Continue the run in `out` from its own resolved.yaml; `overrides` may raise the budget."""
     resolved = out / RESOLVED
@@ -194,7 +202,8 @@ def resume_run(
             f"search.generations: {settings.search.generations} is less than the "
             f"{_generations(out)} of {out}; a budget can only grow"
         )
-    start_run(settings, out, "", resources, resume=True, allow_code=allow_code)
+    how = {"resume": True, "allow_code": allow_code}
+    start_run(settings, out, "", resources, **how, mirror=mirror)
 
 
 def _search(

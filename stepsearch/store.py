@@ -10,11 +10,11 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from filelock import FileLock, Timeout
 
@@ -23,7 +23,7 @@ from stepsearch.core.files import disk_errors, sync_folder, write_atomic
 from stepsearch.core.pareto import hypervolume, pareto_front, pareto_rank
 from stepsearch.core.schedule import StepSchedule
 from stepsearch.core.trial import COLUMNS, Measurement, Trial
-from stepsearch.journal import Journal, read_journal, recover_journal
+from stepsearch.journal import Journal, journal_line, read_journal, recover_journal
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -65,6 +65,19 @@ DTYPES = {
 COLUMN_TYPES = dict.fromkeys(COLUMNS, "string") | {c: t for t, cs in DTYPES.items() for c in cs}
 
 
+class Copy(Protocol):
+    """Where a run directory is mirrored to; raises where that fails."""
+
+    def create(self, paths: Iterable[Path]) -> None:
+        """Put the first files of a new run."""
+
+    def append(self, line: bytes) -> None:
+        """Make a line of the journal durable there, before it is here."""
+
+    def push(self, paths: Iterable[Path]) -> None:
+        """Put files over what is there."""
+
+
 class RunStore:
     """One run directory, held by one driver.
 
@@ -75,8 +88,8 @@ class RunStore:
         RunError: held by another driver, or a journal with a damaged line before its end.
     """
 
-    def __init__(self, path: Path, objectives: Sequence[str]) -> None:
-        self.path, self.objectives = path, tuple(objectives)
+    def __init__(self, path: Path, objectives: Sequence[str], copy: Copy | None = None) -> None:
+        self.path, self.objectives, self._copy = path, tuple(objectives), copy
         self._lock = FileLock(path / ".lock")
         self._written, self._took = -float("inf"), 0.0  # seconds: when tables were, and how long
         with disk_errors(path):
@@ -102,7 +115,13 @@ class RunStore:
                 path.unlink()
 
     @classmethod
-    def create(cls, path: Path, objectives: Sequence[str], files: Mapping[str, str]) -> RunStore:
+    def create(
+        cls,
+        path: Path,
+        objectives: Sequence[str],
+        files: Mapping[str, str],
+        copy: Copy | None = None,
+    ) -> RunStore:
         """A new run directory holding `files`, there whole or not at all.
 
         Raises:
@@ -125,10 +144,19 @@ class RunStore:
             raise ConfigError(f"{path}: cannot be created: {error.strerror}") from None
         with disk_errors(path):
             sync_folder(path.parent)
-        return cls(path, objectives)
+        store = cls(path, objectives, copy)
+        if copy is not None:
+            try:
+                copy.create(path / name for name in files)
+            except BaseException:
+                store.close()
+                raise
+        return store
 
     def append(self, trial: Trial) -> None:
         """Make a finished trial durable; it counts from here on."""
+        if self._copy is not None:
+            self._copy.append(journal_line(trial))
         with disk_errors(self.path):
             self._journal.append(trial)
         self.trials.append(trial)
@@ -152,6 +180,8 @@ class RunStore:
         with disk_errors(self.path):
             for name, table in zip(TABLES, [*data, buffer.getvalue()], strict=True):
                 write_atomic(self.path / name, table)
+        if self._copy is not None:
+            self._copy.push(self.path / name for name in TABLES)
         self._written = time.monotonic()
         self._took = self._written - begun
 
@@ -159,6 +189,8 @@ class RunStore:
         """Write a small file of the run directory, atomically."""
         with disk_errors(self.path):
             write_atomic(self.path / name, text.encode())
+        if self._copy is not None:
+            self._copy.push([self.path / name])
 
     def close(self) -> None:
         """Release the lock; safe to call twice."""

@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn
 
-from stepsearch.cli.common import is_space, roots
+from stepsearch.cli.common import is_space, roots, run_folder
 from stepsearch.cli.compare import compare, compare_arguments
 from stepsearch.cli.convert import convert, convert_arguments
 from stepsearch.cli.export import export, export_arguments
@@ -49,7 +49,8 @@ def _parser() -> argparse.ArgumentParser:
     def command(name: str, text: str, target: str, metavar: str = "") -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=text, description=text)
         if target:
-            added.add_argument(target, type=Path, metavar=metavar or target.upper())
+            kind = run_folder if target == "run" else Path
+            added.add_argument(target, type=kind, metavar=metavar or target.upper())
         return added
 
     text = "the file, and any overrides such as search.population=8"
@@ -116,6 +117,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         if not least <= len(files) <= most:
             needed = getattr(args, "needed", "one FILE")
             parser.error(f"{args.command}: {needed} is needed, got {files or 'none'}")
+        args.place = files[0]  # as typed: a Path would spoil a URI
         args.file, args.more = Path(files[0]), [Path(file) for file in files[1:]]
         args.overrides = [w for w in given if w not in files]
     return args

@@ -24,6 +24,15 @@ def read_resources(args: argparse.Namespace) -> Resources:
     return Resources(args.workers, args.executor, args.address, args.gpus_per_worker)
 
 
+def run_folder(place: str) -> Path:
+    """The folder of a run to read: what is at a URI is fetched first."""
+    if "://" not in place:
+        return Path(place)
+    from stepsearch.remote import run_folder
+
+    return run_folder(place)
+
+
 def is_space(path: Path, overrides: Sequence[str]) -> bool:
     """Whether a file is a search space, and no recipe of a network."""
     from stepsearch.core.yamlfile import read_yaml

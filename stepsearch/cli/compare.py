@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from stepsearch.cli.common import run_folder
 from stepsearch.core.errors import ConfigError
 
 
 def compare_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
+    parser.add_argument("runs", nargs="+", type=run_folder, metavar="RUN")
     text = "of the runs, in their order; runs of one label are repeats (default: their names)"
     parser.add_argument("--label", nargs="+", default=[], metavar="NAME", help=text)
     parser.add_argument("-o", "--output", type=Path, help="folder for compare.csv and the plots")

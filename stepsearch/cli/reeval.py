@@ -32,9 +32,13 @@ def reeval(args: argparse.Namespace) -> int:
     """Measure again; the sentence for a paper is printed, a warning goes to stderr."""
     from stepsearch.reeval import Again, reevaluate
     from stepsearch.remeasured import LEAST_TAU
+    from stepsearch.remote import open_place
 
     again = Again(args.samples, args.seeds, args.neighbours)
+    _, mirror = open_place(str(args.run))
     found = reevaluate(args.run, again, read_resources(args), allow_code=args.allow_code)
+    if mirror is not None:
+        mirror.push([*sorted(args.run.glob("reeval*")), *sorted((args.run / "plots").iterdir())])
     tau = found.summary["kendall_tau_b"]["tau"]
     if tau < LEAST_TAU:
         print(

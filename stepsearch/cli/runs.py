@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from stepsearch.cli.common import read_resources
+from stepsearch.cli.common import read_resources, run_folder
 from stepsearch.core.errors import ConfigError
 
 
@@ -14,7 +14,8 @@ def runs_arguments(
     run: argparse.ArgumentParser, resume: argparse.ArgumentParser, fork: argparse.ArgumentParser
 ) -> None:
     """Arguments of the three commands."""
-    run.add_argument("-o", "--output", type=Path, help="run directory (default results/NAME)")
+    text = "run directory, or a URI as s3://bucket/run (default results/NAME)"
+    run.add_argument("-o", "--output", help=text)
     run.add_argument("--seed", type=int, help="seed of the search; same as search.seed=S")
     run.add_argument("--resume", action="store_true", help="continue if the directory is there")
     text = "the run, and a larger budget if it is to go on"
@@ -22,7 +23,7 @@ def runs_arguments(
     resume.set_defaults(needed="one RUN")
     text = "the run, the space of the new one (default: the same), and any overrides"
     fork.add_argument("words", nargs="*", metavar="RUN|FILE|key=value", help=text)
-    fork.add_argument("-o", "--output", type=Path, required=True, help="the new run directory")
+    fork.add_argument("-o", "--output", required=True, help="the new run directory, or a URI")
     fork.set_defaults(files=(1, 2), needed="a RUN and at most one FILE")
     for sub in (run, resume, fork):
         sub.add_argument("--workers", type=int, default=1, help="concurrent trials (default 1)")
@@ -36,20 +37,23 @@ def runs_arguments(
 def run(args: argparse.Namespace) -> int:
     """Search a space."""
     from stepsearch.config import read_space
+    from stepsearch.remote import open_place
     from stepsearch.run import start_run
 
     resources = read_resources(args)
     seed = [] if args.seed is None else [f"search.seed={args.seed}"]
     settings = read_space(args.file, [*args.overrides, *seed])
-    out = args.output or Path("results") / settings.name
+    out, mirror = open_place(args.output or str(Path("results") / settings.name))
     typed = args.file.read_text(encoding="utf-8-sig")
-    start_run(settings, out, typed, resources, resume=args.resume, allow_code=args.allow_code)
-    print(out)
+    how = {"resume": args.resume, "allow_code": args.allow_code}
+    start_run(settings, out, typed, resources, **how, mirror=mirror)
+    print(out if mirror is None else mirror.uri)
     return 0
 
 
 def resume(args: argparse.Namespace) -> int:
     """Continue a run, with a larger budget where one is given."""
+    from stepsearch.remote import open_place
     from stepsearch.run import resume_run
 
     foreign = [text for text in args.overrides if not text.startswith("search.generations=")]
@@ -58,18 +62,21 @@ def resume(args: argparse.Namespace) -> int:
             f"{foreign[0]}: only search.generations of a run may change; begin another run from it "
             f"with `stepsearch fork {args.file} {foreign[0]} -o NEW`"
         )
-    resume_run(args.file, read_resources(args), args.overrides, allow_code=args.allow_code)
-    print(args.file)
+    out, mirror = open_place(args.place)
+    how = {"allow_code": args.allow_code, "mirror": mirror}
+    resume_run(out, read_resources(args), args.overrides, **how)
+    print(args.place)
     return 0
 
 
 def fork(args: argparse.Namespace) -> int:
     """A new run that begins from the front of another and knows what was measured there."""
     from stepsearch.config import read_space
+    from stepsearch.remote import open_place
     from stepsearch.run import RESOLVED, start_run
     from stepsearch.store import is_run
 
-    source = args.file.absolute()
+    source = run_folder(args.place).absolute()
     if not is_run(source):
         raise ConfigError(f"{args.file}: no run directory to begin from; name the RUN first")
     space = args.more[0] if args.more else source / RESOLVED
@@ -77,6 +84,8 @@ def fork(args: argparse.Namespace) -> int:
     settings = read_space(space, [*args.overrides, warm])
     typed = space.read_text(encoding="utf-8-sig")
     resources = read_resources(args)
-    start_run(settings, args.output, typed, resources, resume=False, allow_code=args.allow_code)
+    out, mirror = open_place(args.output)
+    how = {"resume": False, "allow_code": args.allow_code}
+    start_run(settings, out, typed, resources, **how, mirror=mirror)
     print(args.output)
     return 0

@@ -8,7 +8,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stepsearch.cli.common import find_network
+from stepsearch.cli.common import find_network, run_folder
 from stepsearch.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def sample_arguments(parser: argparse.ArgumentParser) -> None:
     """What `sample` is told."""
     parser.epilog = "Image j starts from the same noise in every folder, so grids can be compared."
-    parser.add_argument("run", nargs="?", type=Path, metavar="RUN")
+    parser.add_argument("run", nargs="?", type=run_folder, metavar="RUN")
     text = "trial_id, key, or the beginning of a key"
     parser.add_argument("trial", nargs="?", metavar="TRIAL", help=text)
     parser.add_argument("--schedule", type=Path, metavar="FILE", help="instead of RUN and TRIAL")

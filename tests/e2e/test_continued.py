@@ -7,6 +7,7 @@ import pytest
 from support import copy_toy, read_csv, timeless
 
 from stepsearch.cli import main
+from stepsearch.nets.load import load_card
 from stepsearch.store import load_run
 
 SMALL = ["search.population=4", "search.generations=2", "evaluation.images=200"]
@@ -112,7 +113,8 @@ def test_latency_is_a_sum_over_calls_of_times_that_the_run_keeps(toy, tmp_path, 
     assert run(capsys, "run", toy, "-o", out, *SMALL, *words)[0] == 0
     table = json.loads((out / "latency.json").read_text())
     (times,) = table["milliseconds"].values()
-    widths = (0.25, 0.5, 0.75, 1.0)
+    (weights,) = (toy.parents[1] / "supernets").glob("toy-*.safetensors")
+    widths = load_card(weights).widths
     trials = load_run(out)
     for key, row in trials.trials.set_index("key").iterrows():
         calls = trials.schedules[key].stages[0].calls

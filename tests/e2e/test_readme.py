@@ -16,10 +16,11 @@ from stepsearch.run import Resources, start_run
 from stepsearch.solvers.registry import GRIDS, SOLVERS
 from stepsearch.store import COLUMN_TYPES
 from stepsearch.tables import cell, markdown_table, savings
+from stepsearch.ties import rank_agreement
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-SCHEDULE, RECIPE, STAGES = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+SCHEDULE, SPENDING, RECIPE, STAGES = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +55,42 @@ def test_the_recipe_for_own_images_is_valid(tmp_path):
     read = read_recipe(recipe)
     assert read.data.path == str(tmp_path / "my_images")
     assert read.train.steps == 200_000
+
+
+def test_the_search_of_the_readme_is_valid(tmp_path):
+    toy = yaml.safe_load(copy_toy(tmp_path).read_text())
+    kept = {name: toy[name] for name in ("version", "name", "supernets", "schedule")}
+    space = tmp_path / "search_spaces" / "readme.yaml"
+    space.write_text(yaml.dump(kept) + SPENDING)
+    settings = read_space(space)
+    assert settings.evaluation.ladder[0].name == "kid_1000"
+    assert settings.search.warm_start[1] == str(tmp_path / "search_spaces" / "mine.json")
+    assert set(settings.constraints) == {"gflops_per_image", "latency_ms"}
+
+
+def test_the_table_of_workers_is_that_of_the_simulation():
+    table = pd.read_csv(ROOT / "results/reference/scaling.csv")
+    table = table[table["case"].isin(["digits", "population"])]
+    known = {
+        (row.workers, row.population, row.mode): f"{100 * row.utilisation:.1f}%"
+        for row in table.itertuples()
+    }
+    lines = [line.strip("| \n").split(" | ") for line in README.splitlines()]
+    quoted = [line for line in lines if len(line) == 4 and line[2].endswith("%")]
+    assert len(quoted) == 5
+    for workers, population, generational, steady in quoted:
+        key = (int(workers), int(population))
+        assert known[(*key, "generational")] == generational
+        assert known[(*key, "steady")] == steady
+
+
+def test_how_far_few_images_are_trusted_is_what_was_measured():
+    table = pd.read_csv(ROOT / "results/reference/proxy_rank.csv")
+    for rung, low, high in (("fid_5000", 0.95, 1.00), ("fid_2000", 0.91, 0.99)):
+        found = rank_agreement(table[rung], table["fid_50000"])
+        assert (round(found.low, 2), round(found.high, 2)) == (low, high)
+        assert f"{found.tau:.2f} (" in README
+    assert f"{len(table)} schedules" in README
 
 
 def test_every_column_is_explained():

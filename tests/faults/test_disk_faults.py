@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import json
+import math
 import os
 import random
 import shutil
@@ -180,11 +181,12 @@ def test_a_real_disk_that_is_full_or_read_only_loses_nothing(
         injected("files that reach a limit of the kernel", count)
         return
     own, disk, inside = small_disk
-    journal = (runs.whole({}) / JOURNAL).stat().st_size
+    page = os.sysconf("SC_PAGE_SIZE")
+    need = sum(math.ceil(p.stat().st_size / page) * page for p in runs.whole({}).iterdir())
     for n in range(count):
         name = f"{n}/run"
         (disk / name).parent.mkdir()
-        with nearly_full(disk, 4096 * 6 + n * 4 * journal // count):
+        with nearly_full(disk, need * (n + 1) // (count + 1)):
             ended = own.run("search", folder=str(inside / name))
             assert ended.code == 75, ended
             assert "No space left on device; " in ended.output

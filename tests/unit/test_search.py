@@ -227,7 +227,10 @@ def test_the_journal_of_another_seed_is_refused_and_left_alone(tmp_path, done):
 def test_what_breaks_a_constraint_is_never_evaluated(tmp_path, algorithm, constraints):
     settings = replace(settings_with(algorithm=algorithm), constraints=constraints)
     _, executor = search(tmp_path / "run", settings)
-    assert len(executor.schedules) == len(rows_of(tmp_path / "run")) == BUDGET
+    done = len(rows_of(tmp_path / "run"))
+    assert len(executor.schedules) == done
+    # of one width throughout, few schedules of one number of calls lie between two limits
+    assert done == BUDGET or (algorithm == "best-uniform" and 0 < done < BUDGET)
     for schedule in executor.schedules:
         found = {
             "gflops_per_image": sum(CARD.gflops(w) for w in schedule.widths),
