@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 MARGIN = 1.1  # the bound of the hypervolume over the worst of the common front
 POINTS = 1000  # of a curve, at most
 CURVE = ["evaluations", "gflops_spent", "hypervolume", "hypervolume_log"]
-RESULT = ["label", "runs", "evaluations", "gflops_spent"]
 ALIKE = {"metric_id": None, "n_samples": None, "counting": FULL_COUNT}  # with what stands for none
 
 

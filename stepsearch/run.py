@@ -17,12 +17,12 @@ from stepsearch.core.latency import LatencyTable, timed
 from stepsearch.core.protocols import Executor, Genome, NetCard
 from stepsearch.core.settings import RunSettings, content_hash
 from stepsearch.core.space import named
+from stepsearch.core.trial import Measurement
 from stepsearch.core.yamlfile import read_yaml
 from stepsearch.environment import environment
 from stepsearch.evaluate import Evaluator, EvaluatorSpec, prepare_evaluation
 from stepsearch.executors.local import LocalExecutor
 from stepsearch.executors.ray_pool import RayExecutor
-from stepsearch.executors.remembered import RememberedExecutor
 from stepsearch.ladder import ladder_frame
 from stepsearch.loading import scored_recipe, space_images
 from stepsearch.nets.counting import counted
@@ -90,8 +90,7 @@ def start_run(
         workers = f"{resources.workers} worker{'s' if resources.workers > 1 else ''}"
         if known:
             display.say(f"{len(known)} measurements of {WARM} are taken as they are")
-        remembered = RememberedExecutor(executor, known)
-        _search(settings, made.cards, store, remembered, display, workers, warm)
+        _search(settings, made.cards, store, executor, display, workers, warm, known)
         if mirror is not None:
             mirror.push([*sorted((out / "plots").iterdir()), out / "log.txt"])
 
@@ -214,12 +213,13 @@ def _search(
     display: Display,
     workers: str,
     warm: Sequence[Genome],
+    known: Mapping[str, Measurement],
 ) -> None:
     planned = settings.search.population * settings.search.generations
     display.say(f"search: {planned} trials on {workers}, results in {store.path}")
     display.stage("search", planned)
     try:
-        run_search(settings, cards, store, executor, display.trial, warm=warm)
+        run_search(settings, cards, store, executor, display.trial, warm=warm, known=known)
     finally:
         if store.trials:
             store.write_tables()

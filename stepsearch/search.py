@@ -61,6 +61,7 @@ def run_search(
     on_trial: Callable[[Progress], None] = lambda progress: None,
     *,
     warm: Sequence[Genome] = (),
+    known: Mapping[str, Measurement] = MappingProxyType({}),
 ) -> None:
     """Search until the budget is spent or the space is exhausted; every trial goes to `store`.
 
@@ -68,6 +69,7 @@ def run_search(
         cards: supernets, and the classifiers that guide them, by name.
         on_trial: told of every trial that is measured.
         warm: genomes to begin from, the best first.
+        known: measurements by schedule key that are taken as they are.
 
     Raises:
         RunError: a journal of another search.
@@ -77,10 +79,11 @@ def run_search(
     compiler = Compiler(settings, cards)
     problem = search_problem(settings, compiler, warm)
     algorithm = ALGORITHMS[settings.search.algorithm](problem, settings.search)
-    run = _Run(settings, compiler, store, executor, algorithm, on_trial)
+    run = _Run(settings, compiler, store, executor, algorithm, on_trial, known)
     (run.steady if settings.search.mode == MODES[1] else run.generations)()
     if not store.trials:
         raise NoFeasibleCandidate("constraints: no schedule of the space meets them; widen them")
+    store.write_tables()
     if not any(t.complete for t in store.trials):
         raise NoFeasibleCandidate(f"{store.path}: no trial was completed; see log.txt")
 
@@ -166,8 +169,10 @@ class _Run:
         executor: Executor,
         algorithm: Algorithm,
         on_trial: Callable[[Progress], None],
+        known: Mapping[str, Measurement],
     ) -> None:
         self.settings, self.compiler, self.store = settings, compiler, store
+        self.known = known
         self.executor, self.algorithm, self.on_trial = executor, algorithm, on_trial
         self.budget = settings.search.population * settings.search.generations
         self.replayed = len(store.trials)
@@ -191,7 +196,7 @@ class _Run:
             if self.algorithm.adaptive:
                 told = [_told(journal[b.trial_id], self.settings.objectives) for b in batch]
                 self.algorithm.tell(told)
-            self.store.write_tables()
+            self.store.write_tables(final=False)
 
     def _born_generations(self) -> Iterator[list[_Born]]:
         asked = 0
@@ -239,6 +244,8 @@ class _Run:
     ) -> Iterator[tuple[_Born, Measurement | Failure]]:
         """Results as they are finished; within a generation the longest is begun first."""
         by_key = {b.schedule.key(): b for b in waiting}
+        for key in [key for key in by_key if rung is None and key in self.known]:
+            yield by_key.pop(key), self.known[key]
         cost = functools.partial(self.compiler.value, COST)
         ordered = sorted(by_key.values(), key=lambda b: (b.generation, -cost(b.schedule)))
         for key, result in self.executor.map([b.schedule for b in ordered], rung):
@@ -275,15 +282,22 @@ class _Run:
                     return
                 generation = trial_id // self.settings.search.population
                 schedule = self.compiler.schedule(genomes[0])
-                flying[schedule.key()] = _Born(trial_id, generation, genomes[0], schedule)
+                born = _Born(trial_id, generation, genomes[0], schedule)
+                if (result := self.known.get(schedule.key())) is not None:
+                    self._tell_one(born, result)
+                    continue
+                flying[schedule.key()] = born
                 yield schedule
 
         for key, result in self.executor.map(births()):
-            trial = self._accept(flying.pop(key), result)
-            self.algorithm.tell([_told(trial, self.settings.objectives)], [trial.genome])
-            self.store.write_tables()
+            self._tell_one(flying.pop(key), result)
         if flying or not (exhausted or len(self.store.trials) >= self.budget):
             raise self._interrupted()
+
+    def _tell_one(self, born: _Born, result: Result) -> None:
+        trial = self._accept(born, result)
+        self.algorithm.tell([_told(trial, self.settings.objectives)], [trial.genome])
+        self.store.write_tables(final=False)
 
     def _replay(self) -> None:
         """Tell what the journal holds, in its order; RunError where it is of another search."""

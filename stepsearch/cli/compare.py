@@ -12,7 +12,7 @@ from stepsearch.core.errors import ConfigError
 def compare_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
     parser.add_argument("runs", nargs="+", type=run_folder, metavar="RUN")
-    text = "of the runs, in their order; runs of one label are repeats (default: their names)"
+    text = "of the runs, in their order; runs of one label are repeats (default: each its own)"
     parser.add_argument("--label", nargs="+", default=[], metavar="NAME", help=text)
     parser.add_argument("-o", "--output", type=Path, help="folder for compare.csv and the plots")
     parser.add_argument("-f", "--format", choices=("table", "csv", "json"), default="table")
@@ -32,7 +32,8 @@ def compare(args: argparse.Namespace) -> int:
     from stepsearch.store import load_run
     from stepsearch.tables import markdown_table
 
-    labels = args.label or [run.name for run in args.runs]
+    names = [run.name for run in args.runs]
+    labels = args.label or (names if len(set(names)) == len(names) else [*map(str, args.runs)])
     if len(labels) != len(args.runs):
         raise ConfigError(f"--label: {len(labels)} labels for {len(args.runs)} runs; give one each")
     searches = []
@@ -44,6 +45,8 @@ def compare(args: argparse.Namespace) -> int:
     curves = curves_of(searches, tuple(bound))
     results = results_of(curves)
     if args.output is not None:
+        if (args.output / "compare.csv").exists():
+            raise ConfigError(f"{args.output}/compare.csv: exists already; choose another folder")
         from stepsearch.report_compare import plot_curves
 
         write_atomic(args.output / "compare.csv", curves.to_csv(index=False).encode())

@@ -9,16 +9,15 @@ from support import CARDS, OBJECTIVES, SETTINGS, SPACE, StubExecutor, read_csv, 
 from stepsearch.build import build_schedule
 from stepsearch.core.errors import ConfigError
 from stepsearch.core.settings import SearchSettings
-from stepsearch.executors.remembered import RememberedExecutor
 from stepsearch.search import run_search
 from stepsearch.store import RunStore
 from stepsearch.warm_start import check_sources, known_measurements, read_schedules, warm_genomes
 
 
-def run(folder, settings=SETTINGS, executor=None, cards=CARDS, warm=()):
+def run(folder, settings=SETTINGS, executor=None, cards=CARDS, **begun):
     store = RunStore.create(folder, OBJECTIVES, {"env.json": "{}"})
     try:
-        run_search(settings, cards, store, executor or StubExecutor(), warm=warm)
+        run_search(settings, cards, store, executor or StubExecutor(), **begun)
         store.write_tables()
     finally:
         store.close()
@@ -124,17 +123,26 @@ class TestKnownMeasurements:
         keys = {row["key"] for row in read_csv(source / "trials.csv")}
         assert known.keys() == keys
         executor = StubExecutor()
-        folder = run(tmp_path / "next", executor=RememberedExecutor(executor, known))
+        folder = run(tmp_path / "next", executor=executor, known=known)
         rows = {row["key"] for row in read_csv(folder / "trials.csv")}
         assert executor.seen.keys() == rows - keys == set()
 
     def test_the_result_is_the_same_with_and_without(self, source, tmp_path):
         other = replace(SETTINGS, search=replace(SETTINGS.search, seed=5))
         executor = StubExecutor()
-        first = run(tmp_path / "a", other, RememberedExecutor(executor, self.known(source)))
+        first = run(tmp_path / "a", other, executor, known=self.known(source))
         second = run(tmp_path / "b", other)
         assert (first / "trials.csv").read_bytes() == (second / "trials.csv").read_bytes()
         assert 0 < len(executor.seen) < len(read_csv(first / "trials.csv"))
+
+    def test_in_steady_mode_what_is_known_is_told_before_the_next_is_asked(self, source, tmp_path):
+        known, executor = self.known(source), StubExecutor()
+        steady = replace(SETTINGS, search=replace(SETTINGS.search, mode="steady"))
+        first = run(tmp_path / "a", steady, executor, known=known)
+        second = run(tmp_path / "b", steady)
+        assert (first / "trials.csv").read_bytes() == (second / "trials.csv").read_bytes()
+        assert not executor.seen.keys() & known.keys()
+        assert len(executor.seen) < len(read_csv(first / "trials.csv"))
 
     def test_another_seed_number_of_images_or_metric_is_something_else(self, source):
         assert not self.known(source, seed=1)
@@ -145,25 +153,3 @@ class TestKnownMeasurements:
         for objectives in (("fid", "latency_ms"), ("fid", "kid")):
             changed = replace(settings, objectives=objectives)
             assert not known_measurements([str(source)], changed, "stub-0")
-
-
-def test_results_of_rungs_are_never_remembered():
-    asked = []
-
-    class Inner:
-        def map(self, schedules, rung=None):
-            for schedule in schedules:
-                asked.append((schedule.key(), rung))
-                yield schedule.key(), score(schedule)
-
-        def close(self):
-            asked.append("closed")
-
-    schedule = build_schedule(SPACE.decode((0,) * 7), CARDS)
-    known = {schedule.key(): score(schedule)}
-    executor = RememberedExecutor(Inner(), known)
-    assert dict(executor.map([schedule])) == known
-    assert not asked
-    assert dict(executor.map([schedule], 0)) == known
-    executor.close()
-    assert asked == [(schedule.key(), 0), "closed"]
