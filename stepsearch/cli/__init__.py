@@ -194,9 +194,11 @@ def _front(args: argparse.Namespace) -> int:
         print(frame.to_csv(index=False), end="")
     elif args.format == "json":
         print(frame.to_json(orient="records", indent=2))
+    elif made is None:
+        print(front_text(frame), end="")
+        print(front_words(args.run, run.pareto), file=sys.stderr)
     else:
-        print(front_text(frame) if made is None else markdown_table(frame), end="")
-    print(front_words(args.run, run.pareto), file=sys.stderr)
+        print(markdown_table(frame), end="")
     return 0
 
 

@@ -70,7 +70,8 @@ def home(finished, tmp_path, monkeypatch):
 
 
 def trials():
-    return read_journal(Path("out") / JOURNAL)[0]
+    """By number; the journal has them in the order in which they were finished."""
+    return sorted(read_journal(Path("out") / JOURNAL)[0], key=lambda trial: trial.trial_id)
 
 
 def weights():
