@@ -84,6 +84,14 @@ def test_the_table_of_workers_is_that_of_the_simulation():
         assert known[(*key, "steady")] == steady
 
 
+def test_the_table_of_algorithms_is_that_of_the_reference():
+    table = pd.read_csv(ROOT / "results/reference/search_algorithms_final.csv")
+    for row in table.to_dict("records"):
+        low, high = (f"{row[f'hypervolume_log_{end}']:.2f}" for end in ("low", "high"))
+        line = f"| {row['algorithm']} | {row['hypervolume']:.2f} | {row['hypervolume_log']:.2f} |"
+        assert f"{line} {low} to {high} |" in README
+
+
 def test_how_far_few_images_are_trusted_is_what_was_measured():
     table = pd.read_csv(ROOT / "results/reference/proxy_rank.csv")
     for rung, low, high in (("fid_5000", 0.95, 1.00), ("fid_2000", 0.91, 0.99)):
