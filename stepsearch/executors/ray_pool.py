@@ -30,6 +30,7 @@ from stepsearch.executors.pool import Pool, Worker
 from stepsearch.executors.shipped import Shipped, place_files, read_files
 
 START_SECONDS = 300.0  # for a worker to load its networks, and to be replaced when all are gone
+STARTS = 3  # in a row that fail before there is nothing to hope for
 OTHERS_SECONDS = 30.0  # that those who are ready wait for the others, once
 POLL_SECONDS = 0.5  # between looks at signals, limits and the head of the cluster
 HEAD_SECONDS = 20.0  # that the head may be silent; at 60 Ray ends the process
@@ -191,7 +192,8 @@ class RayExecutor:
             waited = time.monotonic() - begun
             if self._pool.ready and waited > OTHERS_SECONDS:
                 return
-            if self._pool.failed_starts >= workers or waited > START_SECONDS:
+            # a start may have met a node that was just lost, and goes elsewhere the next time
+            if self._pool.failed_starts >= max(workers, STARTS) or waited > START_SECONDS:
                 raise StepsearchError(f"ray: workers cannot start: {self._pool.trouble}")
             self._take_in()
             self._pool.fill()

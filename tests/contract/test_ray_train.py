@@ -14,7 +14,7 @@ from command import STEPSEARCH, files
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from stepsearch import run
+from stepsearch import network_training
 from stepsearch.cli import main
 from stepsearch.core.errors import ConfigError, Interrupted
 from stepsearch.recipe_config import read_recipe
@@ -189,7 +189,7 @@ def test_batches_that_workers_cannot_share_are_one_line_before_ray_starts(
 ):
     recipe = write(tmp_path / "recipe")
     before = files(tmp_path)
-    monkeypatch.setattr(run, "RayTrainer", None)
+    monkeypatch.setattr(network_training, "RayTrainer", None)
     assert main(["train", str(recipe), *argv]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -200,7 +200,7 @@ def test_batches_that_workers_cannot_share_are_one_line_before_ray_starts(
 
 def test_one_worker_needs_no_ray(tmp_path, monkeypatch, capsys):
     recipe = write(tmp_path / "recipe", steps=2)
-    monkeypatch.setattr(run, "RayTrainer", None)
+    monkeypatch.setattr(network_training, "RayTrainer", None)
     assert main(["train", str(recipe), "--workers", "1"]) == 0
     assert Path(capsys.readouterr().out.strip()).is_file()
 
