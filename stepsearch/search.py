@@ -7,7 +7,7 @@ import functools
 import itertools
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
@@ -186,9 +186,11 @@ class _Run:
         """
         born = self._born_generations()
         journal = {t.trial_id: t for t in self.store.trials}
+        places = {t.key: (t.trial_id, t.generation) for t in self.store.trials}
+        taken = set(journal)
         batches = born if self.algorithm.adaptive else iter([list(itertools.chain(*born))])
         for batch in batches:
-            _check_journal(journal, batch, self.store)
+            _check_journal(places, taken, batch, self.store)
             waiting = [b for b in batch if b.trial_id not in journal]
             journal |= {t.trial_id: t for t in self._measured(waiting, batch, journal)}
             if any(b.trial_id not in journal for b in batch):
@@ -215,8 +217,8 @@ class _Run:
         self, waiting: Sequence[_Born], batch: Sequence[_Born], journal: Mapping[int, Trial]
     ) -> Iterator[Trial]:
         """Trials as they are finished, those that no rung of the ladder screens out at the end."""
-        values = {t.trial_id: dict(t.result.values) for t in journal.values()}
-        values |= {b.trial_id: {} for b in waiting}
+        there = {b.trial_id: journal.get(b.trial_id) for b in batch}
+        values = {i: {} if t is None else dict(t.result.values) for i, t in there.items()}
         for n, rung in enumerate(self.settings.evaluation.ladder):
             found: dict[int, Measurement] = {}
             for born, result in self._results(waiting, n):
@@ -347,11 +349,17 @@ class _Run:
         )
 
 
-def _check_journal(journal: Mapping[int, Trial], born: list[_Born], store: RunStore) -> None:
-    """RunError where the journal holds one of these at another place, or another at its place."""
-    places = {t.key: (t.trial_id, t.generation) for t in journal.values()}
+def _check_journal(
+    places: Mapping[str, tuple[int, int]], taken: Container[int], born: list[_Born], store: RunStore
+) -> None:
+    """RunError where the journal holds one of these at another place, or another at its place.
+
+    Args:
+        places: trial_id and generation of every key that the run began with.
+        taken: those trial_ids.
+    """
     for b in born:
-        place, there = places.get(b.schedule.key()), b.trial_id in journal
+        place, there = places.get(b.schedule.key()), b.trial_id in taken
         if (place is not None or there) and place != (b.trial_id, b.generation):
             raise RunError(f"{store.path}: {OTHER_SEARCH}")
 
